@@ -1,0 +1,7 @@
+"""``python -m ssl_weighting`` is the command ``ssl-weighting``."""
+
+import sys
+
+from ssl_weighting.cli import main
+
+sys.exit(main())

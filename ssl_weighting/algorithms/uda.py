@@ -1,0 +1,106 @@
+"""Unsupervised Data Augmentation (Xie et al. 2019)."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ssl_weighting.algorithms.base import (
+    Algorithm,
+    Context,
+    Labeled,
+    Model,
+    Step,
+    Unlabeled,
+    checked_fraction,
+    supervised_term,
+)
+from ssl_weighting.augment import Cutout, RandAugment
+from ssl_weighting.errors import UserError
+from ssl_weighting.terms import KL_DIVERGENCE, LossTerm
+
+
+class UDA(Algorithm):
+    """The strong view of an example is compared to the sharpened prediction on its plain view.
+
+    Defaults are those of UDA's image code. On IMDB its text code has no sharpening and no confidence mask.
+
+    Args:
+        threshold: Least confidence of the unsharpened prediction, exclusive; ``null`` for no mask.
+        temperature: T of the sharpening softmax(z / T); 1 for none.
+        coefficient: Weight of the whole unlabelled loss.
+        annealing: Training-signal annealing: labelled examples count only while the network gives their class
+            less than a threshold that rises from 1/C to 1. Its schedule, or ``null`` for none.
+        strong: Strong augmentations, applied in turn before the weak ones, as UDA does; default its RandAugment
+            and a 16-pixel cutout.
+    """
+
+    def __init__(
+        self,
+        threshold: float | None = 0.8,
+        temperature: float = 0.4,
+        coefficient: float = 1.0,
+        annealing: Literal["linear", "exp", "log"] | None = None,
+        strong: list[nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        self.threshold = None if threshold is None else checked_fraction("model.algorithm.threshold", threshold)
+        if not temperature > 0:
+            raise UserError(f"model.algorithm.temperature={temperature}: must be above 0; 1 for no sharpening")
+        self.temperature, self.coefficient, self.annealing = temperature, coefficient, annealing
+        self.strong = nn.ModuleList([RandAugment("uda"), Cutout(16)] if strong is None else strong)
+        strong_steps: tuple[Step, ...] = (*self.strong, "weak")
+        self.views = {"plain": ("weak",), "strong": strong_steps}
+
+    def loss_terms(
+        self, model: Model, labeled: Labeled, unlabeled: Unlabeled, context: Context
+    ) -> list[LossTerm]:
+        """See :meth:`Algorithm.loss_terms`."""
+        known, plain, strong = model.joint(
+            labeled.inputs, unlabeled.views["plain"], unlabeled.views["strong"]
+        )
+        confidence = plain.probabilities().amax(-1)
+        mask = torch.ones_like(confidence) if self.threshold is None else (confidence > self.threshold).float()
+        target = (plain.logits.detach().float() / self.temperature).softmax(-1)
+        return [
+            supervised_term(known, labeled.target, self._annealed(known.probabilities(), labeled.target, context)),
+            LossTerm(
+                "consistency",
+                strong.inputs,
+                strong.features,
+                strong.logits,
+                target,
+                KL_DIVERGENCE,
+                mask,
+                unlabeled.index,
+                scale=self.coefficient,
+                confidence=confidence,
+            ),
+        ]
+
+    def _annealed(self, probabilities: Tensor, target: Tensor, context: Context) -> Tensor | None:
+        """Mask of the labelled examples whose class is not yet too certain, normalised by how many are left."""
+        if self.annealing is None:
+            return None
+        threshold = signal_threshold(self.annealing, context.step / context.total_steps, target.shape[-1])
+        kept = ((probabilities * target).sum(-1) <= threshold).float()
+        return kept * (len(kept) / kept.sum().clamp(min=1))
+
+
+def signal_threshold(schedule: Literal["linear", "exp", "log"], progress: float, num_classes: int) -> float:
+    """Training-signal annealing's threshold a(t)·(1 − 1/C) + 1/C (Xie et al. 2019, Sec. 3.2).
+
+    Args:
+        schedule: Shape of a.
+        progress: t, share of training done, in [0, 1].
+        num_classes: C.
+    """
+    a = {
+        "linear": progress,
+        "exp": math.exp(5 * (progress - 1)),
+        "log": 1 - math.exp(-5 * progress),
+    }[schedule]
+    return a * (1 - 1 / num_classes) + 1 / num_classes

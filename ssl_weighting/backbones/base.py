@@ -1,0 +1,132 @@
+"""What a backbone is, and the classifier made of a backbone and its linear heads."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ssl_weighting.terms import Inputs
+
+
+class Backbone(nn.Module, ABC):
+    """Turns a batch of inputs into features; the linear head that follows belongs to :class:`Classifier`.
+
+    Subclasses set ``feature_dim`` and write ``forward(inputs) -> (B, feature_dim)``.
+
+    Attributes:
+        feature_dim: D.
+        last_block: Regular expression that the names of the last block's parameters match, for influences of
+            that scope.
+    """
+
+    feature_dim: int
+    last_block: str = ""
+
+    @abstractmethod
+    def forward(self, inputs: Inputs) -> Tensor:
+        """Features (B, feature_dim) of a batch."""
+
+    def initialise_head(self, weight: Tensor) -> None:
+        """Draw the initial weight (R, D) of a head. Glorot normal, as in Google's code, unless overridden."""
+        nn.init.xavier_normal_(weight)
+
+
+class SymmetricBinaryHead(nn.Module):
+    """Two classes from one logit: (f, −f) with f = w·x + b (Appendix E).
+
+    Two free logits have a direction along which the loss is flat, which spoils the inverse Hessian.
+    p(class 0) = sigmoid(2f); a damping δ of the two-logit head equals 2δ here, which the solvers account for
+    through ``basis``.
+    """
+
+    basis: Tensor
+
+    def __init__(self, feature_dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(1, feature_dim))
+        self.bias = nn.Parameter(torch.zeros(1))
+        self.register_buffer("basis", torch.tensor([[1.0], [-1.0]]), persistent=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits (B, 2) of features (B, D)."""
+        f = nn.functional.linear(features, self.weight, self.bias)
+        return torch.cat((f, -f), -1)
+
+
+class Head(nn.Linear):
+    """An ordinary linear head: one logit a class."""
+
+    basis: Tensor | None = None
+
+
+class Output(NamedTuple):
+    """What the classifier made of one batch.
+
+    Attributes:
+        inputs: What it was given.
+        features: (B, D).
+        logits: (B, C).
+    """
+
+    inputs: Inputs
+    features: Tensor
+    logits: Tensor
+
+    def probabilities(self) -> Tensor:
+        """softmax(logits), (B, C), float32 or better, detached."""
+        logits = self.logits.detach()
+        return (logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits).softmax(-1)
+
+
+class Classifier(nn.Module):
+    """A backbone and its linear heads.
+
+    Args:
+        backbone: Makes the features.
+        num_classes: C.
+        symmetric_binary_head: With two classes, use :class:`SymmetricBinaryHead`.
+        extra_heads: Further heads by name, with their number of classes (ReMixMatch's rotation head).
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        symmetric_binary_head: bool = True,
+        extra_heads: Mapping[str, int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        binary = symmetric_binary_head and num_classes == 2
+        heads: dict[str, nn.Module] = {
+            "classifier": SymmetricBinaryHead(backbone.feature_dim)
+            if binary
+            else Head(backbone.feature_dim, num_classes)
+        }
+        for name, classes in (extra_heads or {}).items():
+            heads[name] = Head(backbone.feature_dim, classes)
+        self.heads = nn.ModuleDict(heads)
+        for head in heads.values():
+            backbone.initialise_head(head.weight)
+            nn.init.zeros_(head.bias)
+
+    def forward(self, inputs: Inputs, head: str = "classifier") -> Output:
+        """Features and logits of a batch."""
+        features = self.backbone(inputs)
+        return Output(inputs, features, self.heads[head](features))
+
+    def joint(self, *inputs: Inputs) -> list[Output]:
+        """Several batches in one forward pass, so that they share batch statistics; an Output each."""
+        sizes = [len(pytree.tree_leaves(batch)[0]) for batch in inputs]
+        together = self(_map(lambda *parts: torch.cat(parts), *inputs))
+        pieces = zip(together.features.split(sizes), together.logits.split(sizes), strict=True)
+        return [Output(batch, *piece) for batch, piece in zip(inputs, pieces, strict=True)]
+
+
+def _map(function: Any, *trees: Inputs) -> Inputs:
+    return pytree.tree_map(function, *trees)

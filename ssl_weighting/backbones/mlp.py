@@ -1,0 +1,33 @@
+"""A multi-layer perceptron, for points and small vectors."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ssl_weighting.backbones.base import Backbone
+from ssl_weighting.terms import Inputs
+
+
+class MLP(Backbone):
+    """Fully-connected layers with ReLU. Two of 100 units are the paper's net for the synthetic sets (Sec. 4.1).
+
+    Args:
+        in_features: Length of the input vectors; images are flattened.
+        hidden: Units of every layer.
+    """
+
+    def __init__(self, in_features: int = 2, hidden: tuple[int, ...] = (100, 100)) -> None:
+        super().__init__()
+        sizes = (in_features, *hidden)
+        self.layers = nn.Sequential(
+            *[
+                nn.Sequential(nn.Linear(before, after), nn.ReLU())
+                for before, after in zip(sizes[:-1], sizes[1:], strict=True)
+            ]
+        )
+        self.feature_dim = sizes[-1]
+        self.last_block = rf"layers\.{len(hidden) - 1}\."
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        """Features (B, hidden[-1]) of vectors (B, in_features)."""
+        return self.layers(inputs.flatten(1))

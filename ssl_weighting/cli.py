@@ -1,0 +1,94 @@
+"""The command ``ssl-weighting``.
+
+Everything that needs torch is imported late, so that help and mistakes answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from ssl_weighting.errors import UserError
+
+HELP = """\
+ssl-weighting: semi-supervised learning with one learned weight for every unlabelled example
+
+  ssl-weighting demo                                   three minutes on real digits: what the weights do
+  ssl-weighting fit --config digits_uda                train (recipes by name or path; add --key value to change any)
+  ssl-weighting fit --config RECIPE --ckpt_path last   go on with a run that was stopped
+  ssl-weighting test --ckpt_path RUN/checkpoints/last.ckpt      error on the test set
+  ssl-weighting predict --ckpt_path RUN/checkpoints/last.ckpt   class probabilities, as parquet
+
+Also: validate; recipes (list them); fit --help (every option); fit --model.algorithm.help=UDA (one class).
+
+What people change most:
+  --data.num_labeled N  --data.num_validation N     how many labels there are
+  --data.root DIR                                   where the data lies
+  --model.weighting per_example|single|fixed        learn a weight each, one for all, or none
+  --model.inner_steps N  --model.weight_lr η        how often and how far weights move
+  --trainer.max_steps N  --seed_everything N  --runs DIR
+"""
+
+
+# Lightning's and torch's remarks that a user can do nothing about: why each is harmless here.
+UNHELPFUL_WARNINGS = (
+    r".*does not have many workers.*",  # batches are gathered from memory
+    r".*LightningCLI's args parameter is intended.*",  # recipes' names were turned into paths
+    r".*isinstance\(treespec, LeafSpec\).*",  # inside Lightning
+    r".*in eval mode at the start of training.*",  # the moving average of the model
+    r".*your dataloader is not resumable.*",  # batches are a function of the step
+    r".*torch\.jit\.script.*deprecated.*",  # inside torch
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns the exit status: 0, or 2 after bad input (one line on stderr)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if not arguments or arguments[0] in ("-h", "--help", "help"):
+            print(HELP)
+            return 0
+        if arguments[0] == "--version":
+            from ssl_weighting import __version__
+
+            print(__version__)
+            return 0
+        command = _commands().get(arguments[0])
+        if command is not None:
+            return command(arguments[1:])
+        return _lightning(arguments)
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def _commands() -> dict[str, Callable[[list[str]], int]]:
+    return {"recipes": _recipes, "demo": _demo}
+
+
+def _recipes(argv: list[str]) -> int:
+    from ssl_weighting.recipes import recipe_folder, recipe_names
+
+    for name in recipe_names():
+        first = (recipe_folder() / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
+        print(f"{name:28s}{first.lstrip('# ')}")
+    return 0
+
+
+def _demo(argv: list[str]) -> int:
+    from ssl_weighting.demo import main as demo
+
+    return demo(argv)
+
+
+def _lightning(argv: list[str]) -> int:
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    for message in UNHELPFUL_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+    from ssl_weighting.run import run
+
+    run(argv)
+    return 0

@@ -1,0 +1,32 @@
+"""Data sets, one file each; a new file here is found by itself, and its class by its short name."""
+
+import importlib
+import pkgutil
+
+from ssl_weighting.data.base import Examples, ExampleSet, InMemory, Source, SSLData, Stream
+from ssl_weighting.data.cifar10 import Cifar10
+from ssl_weighting.data.digits import Digits
+from ssl_weighting.data.split import Split, make_split, read_split, write_split
+from ssl_weighting.data.svhn import Svhn
+from ssl_weighting.data.synthetic import Synthetic
+
+__all__ = [
+    "Cifar10",
+    "Digits",
+    "ExampleSet",
+    "Examples",
+    "InMemory",
+    "SSLData",
+    "Source",
+    "Split",
+    "Stream",
+    "Svhn",
+    "Synthetic",
+    "make_split",
+    "read_split",
+    "write_split",
+]
+
+# jsonargparse knows a class by its short name only once its module is imported.
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

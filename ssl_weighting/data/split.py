@@ -1,0 +1,202 @@
+"""The split protocol: which examples are labelled, validate or are unlabelled; drawn once, kept in a file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssl_weighting.errors import UserError
+from ssl_weighting.files import whole_file
+
+VERSION = 1
+PARTS = ("labeled", "validation", "unlabeled")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Row numbers of a data set's training examples.
+
+    Attributes:
+        data_set: Name of the data set.
+        checksum: sha256 of its training examples and labels.
+        seed: What it was drawn with.
+        labeled: int64, sorted.
+        validation: int64, sorted; disjoint from both others.
+        unlabeled: int64, sorted; position in this list = row of Λ. The labelled examples are among them.
+    """
+
+    data_set: str
+    checksum: str
+    seed: int
+    labeled: Tensor
+    validation: Tensor
+    unlabeled: Tensor
+
+    def sha256(self) -> str:
+        """Fingerprint of the three lists and the data they point into."""
+        digest = hashlib.sha256(f"{self.data_set} {self.checksum}".encode())
+        for part in PARTS:
+            digest.update(part.encode() + getattr(self, part).numpy().astype("<i8").tobytes())
+        return digest.hexdigest()
+
+
+def _share(counts: Tensor, total: int) -> Tensor:
+    """``total`` dealt out in proportion to ``counts``, by largest remainder, no class beyond its count."""
+    quota = counts.double() * total / counts.sum()
+    share = quota.floor().long()
+    for c in (quota - share).argsort(descending=True, stable=True)[: total - int(share.sum())]:
+        share[c] += 1
+    return share
+
+
+def _some(foreign: list[Tensor], fraction: float, own: int, generator: torch.Generator) -> list[Tensor]:
+    """As many rows, class by class in proportion, as make ``fraction`` of a list with ``own`` others."""
+    counts = torch.tensor([len(rows) for rows in foreign])
+    wanted, there = round(own * fraction / (1 - fraction)), int(counts.sum())
+    if wanted > there:
+        largest = math.floor(1000 * there / (there + own)) / 1000
+        raise UserError(
+            f"data.foreign_fraction={fraction}: {own} unlabelled examples of the known classes need {wanted} "
+            f"foreign ones, data.pool_classes have {there}; at most {largest} can be reached"
+        )
+    if not wanted:
+        return []
+    return [
+        rows[torch.randperm(len(rows), generator=generator)[:share]]
+        for rows, share in zip(foreign, _share(counts, wanted).tolist(), strict=True)
+    ]
+
+
+def make_split(
+    labels: Tensor,
+    *,
+    data_set: str,
+    checksum: str,
+    class_names: Sequence[str],
+    known_classes: Sequence[int],
+    pool_classes: Sequence[int],
+    foreign_fraction: float | None = None,
+    num_labeled: int,
+    num_validation: int,
+    seed: int,
+) -> Split:
+    """Draw a seeded, stratified, disjoint split.
+
+    Args:
+        labels: (n,) int64, class numbers of all training examples; −1 for those that have none.
+        data_set: Its name.
+        checksum: Its sha256.
+        class_names: Names of all classes, for messages.
+        known_classes: Classes that labelled and validation examples are drawn from.
+        pool_classes: Classes that are added to the unlabelled list. Examples of yet other classes are left
+            out; those without a label belong to the pool.
+        foreign_fraction: Share of the unlabelled list that is of ``pool_classes``, in [0, 1), drawn class by
+            class in proportion to the classes' sizes; ``None`` for all of their examples.
+        num_labeled: Size of the labelled list.
+        num_validation: Size of the validation list.
+        seed: Same seed, same split.
+
+    Raises:
+        UserError: If there are too few examples, or a class would get no label.
+    """
+    members = [(labels == c).nonzero().flatten() for c in known_classes]
+    counts = torch.tensor([len(m) for m in members])
+    available = int(counts.sum())
+    for c, count in zip(known_classes, counts.tolist(), strict=True):
+        if count == 0:
+            raise UserError(
+                f"data.known_classes: class {class_names[c]!r} has no labelled example in {data_set}; "
+                "give it one or leave it out"
+            )
+    if num_labeled > available:
+        raise UserError(
+            f"data.num_labeled={num_labeled}: {data_set} has only {available} training examples of the known "
+            "classes"
+        )
+    if num_labeled + num_validation > available:
+        raise UserError(
+            f"data.num_labeled={num_labeled} and data.num_validation={num_validation}: together more than "
+            f"the {available} training examples of the known classes in {data_set}; lower one of them"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    shuffled = [m[torch.randperm(len(m), generator=generator)] for m in members]
+    labeled_share = _share(counts, num_labeled)
+    for c, share in zip(known_classes, labeled_share.tolist(), strict=True):
+        if share == 0:
+            raise UserError(
+                f"data.num_labeled={num_labeled}: class {class_names[c]!r} would get no label; {data_set} "
+                f"needs at least {len(known_classes)}, one a class, more where classes are of unequal size"
+            )
+    validation_share = torch.minimum(_share(counts, num_validation), counts - labeled_share)
+    short = num_validation - int(validation_share.sum())
+    while short:  # rounding can leave a class without enough examples: others stand in
+        for c in range(len(counts)):
+            if short and validation_share[c] < counts[c] - labeled_share[c]:
+                validation_share[c] += 1
+                short -= 1
+    labeled = torch.cat([m[:s] for m, s in zip(shuffled, labeled_share.tolist(), strict=True)])
+    validation = torch.cat(
+        [
+            m[s : s + v]
+            for m, s, v in zip(shuffled, labeled_share.tolist(), validation_share.tolist(), strict=True)
+        ]
+    )
+    pool = torch.isin(labels, torch.tensor([*known_classes, -1]))
+    pool[validation] = False
+    foreign = [(labels == c).nonzero().flatten() for c in pool_classes]
+    if foreign_fraction is not None:
+        foreign = _some(foreign, foreign_fraction, int(pool.sum()), generator)
+    for rows in foreign:
+        pool[rows] = True
+    return Split(
+        data_set, checksum, seed, labeled.sort().values, validation.sort().values, pool.nonzero().flatten()
+    )
+
+
+def write_split(split: Split, path: Path) -> None:
+    """Write ``split.json``, whole or not at all."""
+    content: dict[str, Any] = {"version": VERSION, "sha256": split.sha256()}
+    content |= {k: v.tolist() if isinstance(v, Tensor) else v for k, v in asdict(split).items()}
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(content), encoding="utf-8")
+
+
+def read_split(path: Path, data_set: str, checksum: str) -> Split:
+    """Read ``split.json`` and make sure that it belongs to this data set and is whole.
+
+    Raises:
+        UserError: If it is missing, damaged or another data set's.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        lists = {part: torch.tensor(content[part], dtype=torch.int64) for part in PARTS}
+        split = Split(content["data_set"], content["checksum"], int(content["seed"]), **lists)
+        version, sha256 = content["version"], content["sha256"]
+    except FileNotFoundError:
+        raise UserError(f"data.split={path}: no such file; leave it out to draw a split") from None
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, OverflowError) as error:
+        raise UserError(
+            f"data.split={path}: not a split file ({type(error).__name__}: {error}); draw it again"
+        ) from None
+    if version != VERSION:
+        raise UserError(
+            f"data.split={path}: written in format {version}, this program reads format {VERSION}"
+        )
+    if split.sha256() != sha256:
+        raise UserError(
+            f"data.split={path}: its lists do not match its own sha256: the file was changed; draw it again"
+        )
+    if split.data_set != data_set or split.checksum != checksum:
+        raise UserError(
+            f"data.split={path}: made for {split.data_set} (checksum {split.checksum[:12]}…), "
+            f"but the data is {data_set} ({checksum[:12]}…)"
+        )
+    return split

@@ -1,0 +1,477 @@
+"""The loop: Algorithm 1 of the paper, N steps on θ and one on Λ, as a LightningModule with manual optimisation."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import CombinedLoader
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils import _pytree as pytree
+
+from ssl_weighting.algorithms.base import Algorithm, Context, Labeled, Unlabeled, supervised_term
+from ssl_weighting.backbones.base import Backbone, Classifier
+from ssl_weighting.data.base import Examples, SSLData
+from ssl_weighting.data.split import Split
+from ssl_weighting.ema import MovingAverage
+from ssl_weighting.errors import NonFiniteError, UserError
+from ssl_weighting.influence import ExactLastLayer, Influence
+from ssl_weighting.optim import BiasCorrection, MaskedAdam
+from ssl_weighting.schedules import Schedule, make_schedule
+from ssl_weighting.terms import LossTerm, Objective
+from ssl_weighting.weights import ExampleRecord, ExampleWeights
+
+OptimizerCallable = Callable[[Iterable], Optimizer]
+Weighting = Literal["per_example", "single", "fixed"]
+
+
+def default_optimizer(parameters: Iterable) -> Optimizer:
+    """SGD with Nesterov momentum 0.9, step 0.03 and weight decay 5e-4: FixMatch's and UDA's for images."""
+    return torch.optim.SGD(parameters, lr=0.03, momentum=0.9, nesterov=True, weight_decay=5e-4)
+
+
+class SSLModule(LightningModule):
+    """Semi-supervised training with a learned weight for every unlabelled example (Algorithm 1).
+
+    Args:
+        num_classes: C; taken from the data.
+        backbone: The network that makes the features; a linear head is added.
+        algorithm: The SSL method.
+        influence: How dL(V')/dλ_u is approximated (Eq. 6): inverse Hessian and scope. Default: the exact last layer,
+            the paper's choice (Sec. 3.1).
+        weighting: ``per_example``: one learned λ for every unlabelled example. ``single``: one learned λ for all
+            (Fig. 4, left). ``fixed``: λ stays at ``weight_init``: the plain SSL method, control of every comparison.
+        inner_steps: N, θ steps between two Λ steps (Alg. 1, line 3; App. E: 100 for UDA, 512 for FixMatch, 5 for
+            IMDB).
+        warmup_steps: θ steps before the first N (App. E: 20,000 of 400,000 for UDA, 1,000 of 10,000 for IMDB).
+        weight_lr: η, step size of Λ (Alg. 1, line 12; App. E: 0.01).
+        weight_optimizer: ``masked_adam``: M-Adam (Alg. 2). ``sgd`` and ``adam`` (dense, every row moves) are its
+            rivals in the ablation (Sec. 4.3); the synthetic sets use ``sgd`` (Sec. 4.1).
+        bias_correction: M-Adam's: ``global`` as Alg. 2 is printed, ``per_example`` as in the authors' code.
+        weight_init: Initial λ (App. E: 1; 5 for UDA with 250 labels).
+        weight_bounds: Smallest and largest λ. The paper: above 0; the authors' code: 0 to 2.
+        update_masked: Also move examples whose loss is masked out in the batch, by the influence that they would
+            have unmasked. The paper's Alg. 2 leaves them, the authors' code moves them.
+        influence_batchnorm: Batch norm's statistics inside a Λ step: ``eval``, the running ones, or ``train``, the
+            batch's, as in the authors' code: examples then depend on each other. Running statistics never change
+            in a Λ step.
+        optimizer: Makes θ's optimiser from its parameter groups.
+        decay_all: Decay all parameters (UDA) and not only kernels, those of two or more dimensions (FixMatch).
+        schedule: Learning rate of θ over the run.
+        lr_warmup_steps: θ steps over which the rate rises from 0.
+        clip_norm: Largest norm of θ's gradient; ``null`` for no clipping. (IMDB: 1.)
+        accumulate: Batches whose gradients are averaged into one θ step.
+        ema_decay: Decay of the moving average of θ that is evaluated; 0 evaluates θ itself.
+        symmetric_binary_head: With two classes, logits (f, −f) from one output (App. E).
+        channels_last: Keep images in channels-last memory order, which convolutions prefer.
+
+    Raises:
+        UserError: On an argument out of range, naming it.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: Backbone,
+        algorithm: Algorithm,
+        influence: Influence | None = None,
+        weighting: Weighting = "per_example",
+        inner_steps: int = 100,
+        warmup_steps: int = 0,
+        weight_lr: float = 0.01,
+        weight_optimizer: Literal["masked_adam", "sgd", "adam"] = "masked_adam",
+        bias_correction: BiasCorrection = "global",
+        weight_init: float = 1.0,
+        weight_bounds: tuple[float, float] = (0.0, float("inf")),
+        update_masked: bool = False,
+        influence_batchnorm: Literal["eval", "train"] = "eval",
+        optimizer: OptimizerCallable = default_optimizer,
+        decay_all: bool = False,
+        schedule: Schedule = "cosine_7_16",
+        lr_warmup_steps: int = 0,
+        clip_norm: float | None = None,
+        accumulate: int = 1,
+        ema_decay: float = 0.999,
+        symmetric_binary_head: bool = True,
+        channels_last: bool = True,
+    ) -> None:
+        super().__init__()
+        _require("model.inner_steps", inner_steps, inner_steps >= 1, "must be at least 1")
+        _require("model.warmup_steps", warmup_steps, warmup_steps >= 0, "must be at least 0")
+        _require("model.weight_lr", weight_lr, weight_lr > 0, "must be above 0; weighting: fixed leaves λ alone")
+        _require("model.accumulate", accumulate, accumulate >= 1, "must be at least 1")
+        _require("model.lr_warmup_steps", lr_warmup_steps, lr_warmup_steps >= 0, "must be at least 0")
+        _require("model.ema_decay", ema_decay, 0 <= ema_decay < 1, "must be at least 0 and below 1")
+        low, high = weight_bounds
+        _require("model.weight_bounds", list(weight_bounds), 0 <= low < high, "must be [low, high], 0 ≤ low < high")
+        _require("model.weight_init", weight_init, low <= weight_init <= high, f"must lie in [{low}, {high}]")
+        if clip_norm is not None:
+            _require("model.clip_norm", clip_norm, clip_norm > 0, "must be above 0; null for no clipping")
+        self.automatic_optimization = False
+
+        self.model = Classifier(backbone, num_classes, symmetric_binary_head)
+        if channels_last:
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.ema = MovingAverage(self.model, ema_decay)
+        self.algorithm = algorithm
+        self.influence = ExactLastLayer() if influence is None else influence
+        self.num_classes, self.weighting = num_classes, weighting
+        self.inner_steps, self.warmup_steps = inner_steps, warmup_steps
+        self.weight_lr, self.weight_optimizer, self.bias_correction = weight_lr, weight_optimizer, bias_correction
+        self.weight_init, self.weight_bounds = weight_init, (float(low), float(high))
+        self.update_masked, self.influence_batchnorm = update_masked, influence_batchnorm
+        self.make_optimizer, self.decay_all = optimizer, decay_all
+        self.schedule, self.lr_warmup_steps = schedule, lr_warmup_steps
+        self.clip_norm, self.accumulate, self.channels_last = clip_norm, accumulate, channels_last
+        self.weights: ExampleWeights
+        self.record: ExampleRecord
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        self._influence_batches: Iterator[tuple[dict[str, Examples], int, int]] | None = None
+        self._finite = _FiniteGuard()
+        self.latest: dict[str, float] = {}
+        """The newest value of everything logged, for progress displays."""
+
+    # ---- Algorithm 1 --------------------------------------------------------------------------------------
+
+    def training_step(self, batch: dict[str, Examples], batch_idx: int) -> None:
+        """One θ step (lines 4 and 5) and, when N of them are done, one Λ step (lines 7 to 12)."""
+        self._seed("theta", self.global_step * self.accumulate + batch_idx % self.accumulate)
+        self._theta_step(batch, batch_idx)
+        stepped = (batch_idx + 1) % self.accumulate == 0
+        if stepped and self.learns_weights and self._inner_steps_are_done():
+            self._seed("lambda", self.global_step)
+            self._weight_step(self._next_influence_batch())
+
+    def _theta_step(self, batch: dict[str, Examples], batch_idx: int) -> None:
+        """θ ← θ − α ∇_θ L(D', U', θ, Λ), line 5 (Eq. 3)."""
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, Optimizer) or hasattr(optimizer, "optimizer")
+        objective = self._objective(batch)
+        losses = [term.loss(weights) for term, weights in zip(objective.terms, objective.weights, strict=True)]
+        loss = torch.stack(losses).sum()
+        self._finite.see(
+            self.global_step, {f"the loss term {t.name!r}": v for t, v in zip(objective.terms, losses, strict=True)}
+        )
+        if self.device.type == "cpu":
+            self._finite.check()
+        self.manual_backward(loss / self.accumulate)
+        if (batch_idx + 1) % self.accumulate:
+            return
+        if self.clip_norm is not None:
+            self.clip_gradients(optimizer, self.clip_norm, "norm")  # type: ignore[arg-type]
+        optimizer.step()  # type: ignore[union-attr]
+        optimizer.zero_grad()  # type: ignore[union-attr]
+        self.lr_schedulers().step()  # type: ignore[union-attr, call-arg]
+        self.ema.update(self.model)
+        self._log_theta_step(objective, losses, loss)
+
+    def _weight_step(self, batch: dict[str, Examples]) -> None:
+        """λ_u ← λ_u − η ∂L_S(V', θ*(Λ))/∂λ_u for the u in U', lines 8 to 12 (Eq. 4 and 6)."""
+        with self._influence_mode(), torch.no_grad():
+            objective = self._objective(batch)
+            validation = self._validation_term(batch["validation"])
+            with torch.autocast(self.device.type, enabled=False):
+                influences = self.influence(self.model, objective, validation)  # lines 9 to 11
+        terms = [term for term in objective.terms if term.index is not None]
+        index = torch.cat([term.index for term in terms])  # type: ignore[misc]
+        masks = [torch.ones_like(t.mask) if self.update_masked else t.mask for t in terms]
+        gradient = torch.cat([mask * influence for mask, influence in zip(masks, influences, strict=True)])
+        self._finite.see(self.global_step, {"the influence": gradient.sum()})
+        self._finite.check()  # before Λ moves
+        self.weights.step(index, gradient)  # line 12
+        moved = gradient != 0
+        self.record.moved(index[moved], gradient[moved])
+        self._log_weight_step(index, gradient, validation)
+
+    def _objective(self, batch: dict[str, Examples]) -> Objective:
+        """L(D', U', θ, Λ): the method's loss terms, and the λ of their examples."""
+        labeled, unlabeled = self._shown(batch["labeled"], batch["unlabeled"])
+        terms = self.algorithm.loss_terms(self.model, labeled, unlabeled, self._context())
+        for term in terms:
+            if term.index is not None:
+                self.record.saw(term.index, term.target, term.confidence)
+        return Objective(terms, [None if t.index is None else self.weights.gather(t.index) for t in terms])
+
+    def _inner_steps_are_done(self) -> bool:
+        """Whether the warm-up is over and N θ steps have passed since the last Λ step."""
+        since = self.global_step - self.warmup_steps
+        return since > 0 and since % self.inner_steps == 0
+
+    @property
+    def learns_weights(self) -> bool:
+        """Whether there is a Λ to learn: not with ``fixed``, and not where no unlabelled example is looked at."""
+        return self.weighting != "fixed" and bool(self.algorithm.views)
+
+    # ---- what callbacks look at ----------------------------------------------------------------------------
+
+    def split(self) -> Split:
+        """The split of the data that the run trains on."""
+        split = self._data().split
+        assert split is not None
+        return split
+
+    def unlabeled_labels(self) -> Tensor:
+        """True labels (|U|,) int64 of the unlabelled examples, −1 where unknown. Never trained on."""
+        return self._data().sets["unlabeled"].labels
+
+    # ---- batches ------------------------------------------------------------------------------------------
+
+    def _shown(self, labeled: Examples, unlabeled: Examples) -> tuple[Labeled, Unlabeled]:
+        """The batches as the method wants to see them."""
+        data = self._data()
+        with torch.autocast(self.device.type, enabled=False), torch.no_grad():
+            views = {
+                name: self._laid_out(data.view(unlabeled.inputs, steps))
+                for name, steps in self.algorithm.views.items()
+            }
+            known = self._laid_out(data.view(labeled.inputs, self.algorithm.labeled_view))
+        target = F.one_hot(labeled.labels, self.num_classes).to(self.dtype)
+        return Labeled(known, target), Unlabeled(unlabeled.index, views)
+
+    def _validation_term(self, batch: Examples) -> LossTerm:
+        """L_S(V', θ): cross-entropy on validation examples as they are."""
+        with torch.autocast(self.device.type, enabled=False):
+            inputs = self._laid_out(self._data().view(batch.inputs, ()))
+        target = F.one_hot(batch.labels, self.num_classes).to(self.dtype)
+        return supervised_term(self.model(inputs), target)
+
+    def _next_influence_batch(self) -> dict[str, Examples]:
+        """Fresh D', U' and V' (line 7). Their loaders are read at Λ steps only."""
+        if self._influence_batches is None:
+            data = self._data()
+            parts = {
+                "labeled": ("labeled", data.labeled_batch_size),
+                "unlabeled": ("unlabeled", data.unlabeled_batch_size),
+                "validation": ("validation", min(data.validation_batch_size, len(data.sets["validation"]))),
+            }
+            done = (self.global_step - self.warmup_steps) // self.inner_steps - 1
+            self._influence_batches = iter(
+                data.streams(parts, f"{self.seed} influence", done, None, self.global_rank, self.trainer.world_size)
+            )
+        batch, _, _ = next(self._influence_batches)
+        moved: dict[str, Examples] = self.trainer.strategy.batch_to_device(batch, self.device)
+        return moved
+
+    def _laid_out(self, inputs: Any) -> Any:
+        def one(x: Tensor) -> Tensor:
+            if not x.is_floating_point():
+                return x
+            images = self.channels_last and x.dim() == 4
+            return x.to(self.dtype, memory_format=torch.channels_last if images else torch.preserve_format)
+
+        return pytree.tree_map(one, inputs)
+
+    def _data(self) -> SSLData:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, SSLData)
+        return data
+
+    def _context(self) -> Context:
+        return Context(self.global_step, self.trainer.max_steps, self.ema.model)
+
+    @contextmanager
+    def _influence_mode(self) -> Iterator[None]:
+        """Dropout off; batch norm as chosen, its running statistics left alone."""
+        was = {module: module.training for module in self.model.modules()}
+        self.model.eval()
+        norms = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        kept = [(m, m.momentum, m.num_batches_tracked) for m in norms]
+        if self.influence_batchnorm == "train":
+            for norm in norms:
+                norm.train()
+                norm.momentum = 0.0
+                norm.num_batches_tracked = None
+        try:
+            yield
+        finally:
+            for norm, momentum, tracked in kept:
+                norm.momentum, norm.num_batches_tracked = momentum, tracked
+            for module, training in was.items():
+                module.training = training
+
+    def _seed(self, purpose: str, number: int) -> None:
+        """Make all that is drawn from here on (views, dropout) a function of the seed and the step, so that a
+        resumed run draws the same.
+        """
+        key = f"{self.seed} {purpose} {number} {self.global_rank}"
+        torch.manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little") >> 1)
+
+    # ---- set-up -------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Make Λ as long as the unlabelled list."""
+        data = self._data()
+        data.training_batches = self._training_batches
+        if self.trainer.precision in ("16-mixed", "16-true"):
+            raise UserError(
+                f"trainer.precision={self.trainer.precision}: float16 scales the loss, which spoils gradient clipping "
+                "under manual optimisation; use bf16-mixed or 32-true"
+            )
+        if stage == "fit" and self.trainer.max_steps < 1:
+            raise UserError(f"trainer.max_steps={self.trainer.max_steps}: say how many θ steps to train, at least 1")
+        if not hasattr(self, "weights"):
+            make: dict[str, Callable[[list[Tensor]], Optimizer]] = {
+                "masked_adam": partial(MaskedAdam, lr=self.weight_lr, bias_correction=self.bias_correction),
+                "sgd": partial(torch.optim.SGD, lr=self.weight_lr),
+                "adam": partial(torch.optim.Adam, lr=self.weight_lr),
+            }
+            self.weights = ExampleWeights(
+                data.num_unlabeled,
+                make[self.weight_optimizer],
+                self.weight_init,
+                self.weight_bounds,
+                shared=self.weighting == "single",
+                dense=self.weight_optimizer == "adam",
+            )
+            self.record = ExampleRecord(data.num_unlabeled)
+
+    def _training_batches(self) -> CombinedLoader:
+        """Labelled and unlabelled batches side by side, from the θ step at which the run stands."""
+        data = self._data()
+        parts = {
+            "labeled": ("labeled", data.labeled_batch_size),
+            "unlabeled": ("unlabeled", data.unlabeled_batch_size),
+        }
+        start, stop = self.global_step * self.accumulate, self.trainer.max_steps * self.accumulate
+        return data.streams(parts, f"{self.seed} theta", start, stop, self.global_rank, self.trainer.world_size)
+
+    def configure_optimizers(self) -> Any:
+        """θ's optimiser and schedule. Λ's is not registered: every registered optimiser's step counts as a step."""
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        kernels = [p for p in parameters if p.dim() > 1 or self.decay_all]
+        others = [p for p in parameters if not (p.dim() > 1 or self.decay_all)]
+        groups: list[dict[str, Any]] = [{"params": kernels}]
+        if others:
+            groups.append({"params": others, "weight_decay": 0.0})
+        optimizer = self.make_optimizer(groups)
+        return [optimizer], [make_schedule(optimizer, self.schedule, self.trainer.max_steps, self.lr_warmup_steps)]
+
+    # ---- evaluation ---------------------------------------------------------------------------------------
+
+    def validation_step(self, batch: Examples, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Error and loss of the averaged θ on the validation set and, if asked for, the test set."""
+        self._evaluate(batch, "test" if dataloader_idx else "validation")
+
+    def test_step(self, batch: Examples, batch_idx: int) -> None:
+        """Error and loss of the averaged θ on the test set."""
+        self._evaluate(batch, "test")
+
+    def predict_step(self, batch: Examples, batch_idx: int) -> tuple[Tensor, Tensor]:
+        """Rows (B,) and class probabilities (B, C) of the averaged θ."""
+        return batch.index, self._probabilities(batch)
+
+    def _probabilities(self, batch: Examples) -> Tensor:
+        with torch.autocast(self.device.type, enabled=False):
+            inputs = self._laid_out(self._data().view(batch.inputs, ()))
+        probabilities: Tensor = self.ema.model(inputs).probabilities()
+        return probabilities
+
+    def _evaluate(self, batch: Examples, name: str) -> None:
+        probabilities = self._probabilities(batch)
+        error = (probabilities.argmax(-1) != batch.labels).float().mean()
+        loss = F.nll_loss(probabilities.clamp_min(1e-12).log(), batch.labels)
+        values = {f"{name}/error": error, f"{name}/loss": loss, "step": float(self.global_step)}
+        self.log_dict(
+            values, batch_size=len(batch.labels), on_epoch=True, add_dataloader_idx=False, sync_dist=True,
+        )
+
+    # ---- logs ---------------------------------------------------------------------------------------------
+
+    def _log_theta_step(self, objective: Objective, losses: list[Tensor], loss: Tensor) -> None:
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if not every or self.global_step % every:
+            return
+        self._finite.check()
+        values: dict[str, Any] = {"train/loss": loss, "train/lr": self.optimizers().param_groups[0]["lr"]}  # type: ignore[union-attr]
+        for term, value in zip(objective.terms, losses, strict=True):
+            values[f"train/{term.name}"] = value
+            if term.index is not None:
+                values[f"train/{term.name}_mask"] = term.mask.mean()
+        self._log_now(values)
+
+    def _log_weight_step(self, index: Tensor, gradient: Tensor, validation: LossTerm) -> None:
+        moved = self.weights.gather(index)
+        self._log_now(
+            {
+                "influence/mean": gradient.mean(),
+                "influence/std": gradient.std(correction=0),
+                "influence/harmful": (gradient > 0).float().mean(),
+                "influence/validation_loss": validation.loss(),
+                "weights/batch_mean": moved.mean(),
+                "weights/batch_std": moved.std(correction=0),
+            }
+        )
+
+    def _log_now(self, values: dict[str, Any]) -> None:
+        """To all loggers, at the present θ step. Waits for the device, so not for every step."""
+        numbers = {name: float(torch.as_tensor(value).detach()) for name, value in values.items()}
+        self.latest.update(numbers)
+        for logger in self.loggers:
+            logger.log_metrics(numbers, step=self.global_step)
+
+    # ---- checkpoints --------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what a resumed run must agree with; refuse to save a state that is not finite."""
+        self._finite.check()
+        split = self.split()
+        checkpoint["ssl_weighting"] = {
+            "data_set": split.data_set, "split_sha256": split.sha256(), "seed": self.seed, "num_unlabeled": self.weights.size
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another data set or split; go on with the seed of the run that saved it."""
+        if "ssl_weighting" not in checkpoint:
+            raise UserError("ckpt_path: this checkpoint was not written by this program; give one of its last.ckpt files")
+        saved = checkpoint["ssl_weighting"]
+        split = self.split()
+        if saved["data_set"] != split.data_set:
+            raise UserError(
+                f"ckpt_path: the checkpoint was trained on {saved['data_set']}, but data is {split.data_set}; "
+                "use the run's own config.yaml"
+            )
+        if saved["split_sha256"] != split.sha256():
+            raise UserError(
+                "ckpt_path: the checkpoint was trained on another split of the data; "
+                "pass the run's own with --data.split RUN/split.json"
+            )
+        self.seed = saved["seed"]
+
+
+class _FiniteGuard:
+    """Remembers, on the device, the first step at which a value was not finite, and says so when asked.
+
+    Asking waits for the device, so on an accelerator it is done when logging, which waits anyway.
+    """
+
+    def __init__(self) -> None:
+        self._first: dict[str, Tensor] = {}
+
+    def see(self, step: int, values: dict[str, Tensor]) -> None:
+        for name, value in values.items():
+            bad = ~torch.isfinite(value.detach())
+            first = self._first.get(name)
+            if first is None:
+                first = torch.full((), -1, dtype=torch.int64, device=value.device)
+            self._first[name] = torch.where((first < 0) & bad, step, first)
+
+    def check(self) -> None:
+        for name, first in self._first.items():
+            if first >= 0:
+                raise NonFiniteError(
+                    f"{name} is not finite at step {int(first)}; the last good checkpoint is kept. Lower the learning "
+                    "rate, or raise influence.damping if it is the influence"
+                )
+
+
+def _require(key: str, value: Any, fine: bool, mend: str) -> None:
+    if not fine:
+        raise UserError(f"{key}={value}: {mend}")

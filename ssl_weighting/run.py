@@ -1,0 +1,259 @@
+"""fit, validate, test and predict: LightningCLI with run directories, recipes by name and errors for people."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import re
+import secrets
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from jsonargparse import Namespace
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger, WandbLogger
+
+# Imported for jsonargparse, which finds a class by its short name once it is imported.
+import ssl_weighting.algorithms
+import ssl_weighting.backbones
+import ssl_weighting.data
+import ssl_weighting.influence  # noqa: F401
+from ssl_weighting.callbacks import MetricsCsv, RunFiles, WeightHistogram, progress_callback
+from ssl_weighting.data.base import SSLData
+from ssl_weighting.errors import UserError
+from ssl_weighting.files import whole_file
+from ssl_weighting.module import SSLModule
+from ssl_weighting.recipes import find_recipe
+
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "max_epochs": 1,  # one epoch is the whole run, counted in steps
+    "max_steps": 1000,
+    "check_val_every_n_epoch": None,
+    "val_check_interval": 500,
+    "num_sanity_val_steps": 0,
+    "enable_checkpointing": False,  # RunFiles keeps them
+    "enable_model_summary": False,
+    "use_distributed_sampler": False,
+    "logger": False,
+}
+
+
+class Parser(LightningArgumentParser):
+    """Says what is wrong in one line, with the nearest name that exists."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise a UserError instead of printing the usage of hundreds of options."""
+        raise UserError(_explained(message, self)) from ex
+
+
+def _explained(message: str, parser: LightningArgumentParser) -> str:
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    text = " ".join(lines)
+    text = re.sub(r"^Parser key [\"'][^\"']*[\"']:\s*", "", text)
+    unknown = re.search(r"(?:Key|Option|No action for key|Unrecognized arguments:)\s*[\"']?(?:--)?([\w.]+)", text)
+    misspelt = "not expected" in text or "nrecognized arguments" in text or "No action for key" in text
+    if misspelt and unknown:
+        name = unknown.group(1)
+        near = difflib.get_close_matches(name, _known_keys(parser), n=1, cutoff=0.6)
+        mend = f"did you mean {near[0]}?" if near else "`ssl-weighting fit --help` lists all"
+        return f"{name}: no such key; {mend}"
+    return text
+
+
+def _known_keys(parser: LightningArgumentParser) -> list[str]:
+    keys = {action.dest for action in parser._actions if action.dest}
+    for subparser in getattr(parser, "_subparsers_of_command", {}).values():
+        keys |= set(_known_keys(subparser))
+    for prefix, base in (("data", SSLData), ("model", SSLModule)):
+        import inspect
+
+        keys |= {f"{prefix}.{name}" for name in inspect.signature(base.__init__).parameters if name != "self"}
+    return sorted(keys)
+
+
+class CLI(LightningCLI):
+    """LightningCLI for this project.
+
+    Args:
+        args: Command line after the program's name.
+        recipe: Name of the folder that the run goes into.
+    """
+
+    def __init__(self, args: list[str], recipe: str) -> None:
+        self.recipe = recipe
+        self.directory: Path | None = None
+        self._fresh_directory = False
+        super().__init__(
+            SSLModule,
+            SSLData,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            save_config_callback=None,
+            trainer_defaults=TRAINER_DEFAULTS,
+            auto_configure_optimizers=False,
+            parser_kwargs={"parser_mode": "yaml"},
+            args=args,
+        )
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """The parser class of this project."""
+        self.parser_class = Parser
+        return super().init_parser(**kwargs)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Our own options, and what the model takes from the data."""
+        parser.add_argument("--runs", type=str, default="runs", help="Folder that run folders go into.")
+        parser.add_lightning_class_args(RunFiles, "checkpoint")
+        parser.add_lightning_class_args(WeightHistogram, "histogram")
+        parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
+        parser.set_defaults({"model.influence": {"class_path": "ssl_weighting.influence.ExactLastLayer"}})
+
+    def _parse_ckpt_path(self) -> None:
+        """Turn ``last`` into a path. (Lightning's own version lets a checkpoint override the command line.)"""
+        config = self.config[self.config.subcommand]
+        given = config.get("ckpt_path")
+        if not given:
+            return
+        path = self._last_checkpoint(Path(config.runs)) if given == "last" else Path(given)
+        if not path.is_file():
+            raise UserError(f"ckpt_path={given}: no such file; give RUN/checkpoints/last.ckpt, or `last`")
+        config.ckpt_path = str(path)
+
+    def _last_checkpoint(self, runs: Path) -> Path:
+        found = sorted((runs / self.recipe).glob("*/checkpoints/last.ckpt"), key=lambda p: p.stat().st_mtime)
+        if not found:
+            raise UserError(
+                f"ckpt_path=last: no run of {self.recipe} under {runs} has a checkpoint; start one without --ckpt_path"
+            )
+        return found[-1]
+
+    def before_instantiate_classes(self) -> None:
+        """Settle the run's folder: a new one, or that of the checkpoint."""
+        config = self.config[self.subcommand]
+        checkpoint = config.get("ckpt_path")
+        if checkpoint and Path(checkpoint).resolve().parent.name == "checkpoints":
+            self.directory = Path(checkpoint).resolve().parent.parent
+        elif self.subcommand == "fit" and not checkpoint:
+            self.directory = _new_directory(Path(config.runs) / self.recipe, self._get(config, "seed_everything"))
+            self._fresh_directory = True
+        else:
+            self.directory = Path.cwd()
+        _offer_folder_to_loggers(config, self.directory)
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        given = config.get("logger")
+        loggers: list[Logger] = [] if given in (None, True, False) else given if isinstance(given, list) else [given]
+        callbacks = [*callbacks, progress_callback()]
+        config["enable_progress_bar"] = bool(config.get("enable_progress_bar", True)) and any(
+            type(c).__name__ == "Bar" for c in callbacks
+        )
+        if not config["enable_progress_bar"]:
+            callbacks = [c for c in callbacks if type(c).__name__ != "Bar"]
+        if self.subcommand == "fit":
+            assert self.directory is not None
+            for callback in callbacks:
+                if isinstance(callback, (RunFiles, WeightHistogram)):
+                    callback.directory = self.directory
+            loggers = [*loggers, MetricsCsv(self.directory / "metrics.csv")]
+        config["logger"] = loggers or False
+        config["default_root_dir"] = str(self.directory)
+        return super()._instantiate_trainer(config, callbacks)
+
+    def before_fit(self) -> None:
+        """Load and split the data while mistakes cost nothing; keep the configuration."""
+        self.datamodule.prepare_data()
+        self.datamodule.setup("fit")
+        assert self.directory is not None
+        if self._fresh_directory:
+            with whole_file(self.directory / "config.yaml") as partial:
+                parser, config = self._parser("fit"), self.config["fit"].clone()
+                config.pop("config", None)
+                parser.save(config, partial, skip_none=False, overwrite=True, multifile=False)
+
+    def after_fit(self) -> None:
+        """Test the last averaged θ and say what came out."""
+        if self.trainer.interrupted:
+            raise KeyboardInterrupt
+        from ssl_weighting.summary import print_summary
+
+        self.trainer.test(self.model, self.datamodule, verbose=False)
+        assert self.directory is not None
+        print_summary(self.model, self.trainer, self.directory)
+
+
+    def remove_unused_directory(self) -> None:
+        """Take back a folder in which nothing was written."""
+        if self._fresh_directory and self.directory is not None and not any(self.directory.iterdir()):
+            self.directory.rmdir()
+
+
+def run(argv: list[str]) -> None:
+    """Run a subcommand of LightningCLI.
+
+    Args:
+        argv: Command line after the program's name, such as ``["fit", "--config", "demo"]``.
+
+    Raises:
+        UserError: On bad input, before anything is trained.
+    """
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    argv, recipe = _resolved(argv)
+    cli = CLI.__new__(CLI)
+    try:
+        cli.__init__(argv, recipe)  # type: ignore[misc]  # LightningCLI runs in its constructor
+    except UserError:
+        if hasattr(cli, "directory"):
+            cli.remove_unused_directory()
+        raise
+
+
+def _resolved(argv: list[str]) -> tuple[list[str], str]:
+    """Recipes' names turned into paths; without a recipe, the one of the checkpoint's run. And the recipe's name."""
+    argv, recipe, checkpoint = list(argv), "", ""
+    for position, argument in enumerate(argv):
+        option, equals, value = argument.partition("=")
+        if option not in ("--config", "-c", "--ckpt_path"):
+            continue
+        value = value if equals else (argv[position + 1] if position + 1 < len(argv) else "")
+        if option == "--ckpt_path":
+            checkpoint = value
+            continue
+        path = find_recipe(value)
+        recipe = path.resolve().parent.parent.name if path.name == "config.yaml" else path.stem
+        argv[position if equals else position + 1] = f"{option}={path}" if equals else str(path)
+    own = Path(checkpoint).resolve().parent.parent / "config.yaml" if checkpoint else None
+    if not recipe and own is not None and own.is_file():
+        argv[1:1] = ["--config", str(own)]
+        recipe = own.parent.parent.name
+    return argv, recipe or "custom"
+
+
+def _new_directory(parent: Path, seed: Any) -> Path:
+    parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        name = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_seed{seed}_{secrets.token_hex(2)}"
+        try:
+            (parent / name).mkdir()
+        except FileExistsError:
+            continue
+        return parent / name
+
+
+def _offer_folder_to_loggers(config: Namespace, directory: Path) -> None:
+    """Loggers write into the run's folder unless told otherwise; W&B stays offline without a key."""
+    given = config.trainer.logger
+    for logger in given if isinstance(given, list) else [given]:
+        if isinstance(logger, Namespace) and "init_args" in logger and logger.init_args.get("save_dir") in (None, "."):
+            logger.init_args.save_dir = str(directory)
+    if "WANDB_MODE" not in os.environ and not _has_wandb_key():
+        os.environ["WANDB_MODE"] = "offline"
+
+
+def _has_wandb_key() -> bool:
+    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    return "WANDB_API_KEY" in os.environ or (netrc.is_file() and "wandb" in netrc.read_text(errors="ignore"))
