@@ -59,7 +59,8 @@ def main(argv: list[str] | None = None) -> int:
         command = _commands().get(arguments[0])
         if command is not None:
             return command(arguments[1:])
-        return _lightning(arguments)
+        run_lightning(arguments)
+        return 0
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -84,11 +85,11 @@ def _demo(argv: list[str]) -> int:
     return demo(argv)
 
 
-def _lightning(argv: list[str]) -> int:
+def run_lightning(argv: list[str]) -> Path | None:
+    """fit, validate, test or predict. Returns the run's folder, if there is one."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     for message in UNHELPFUL_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     from ssl_weighting.run import run
 
-    run(argv)
-    return 0
+    return run(argv)

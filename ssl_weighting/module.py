@@ -310,11 +310,7 @@ class SSLModule(LightningModule):
         """Make Λ as long as the unlabelled list."""
         data = self._data()
         data.training_batches = self._training_batches
-        if self.trainer.precision in ("16-mixed", "16-true"):
-            raise UserError(
-                f"trainer.precision={self.trainer.precision}: float16 scales the loss, which spoils gradient clipping "
-                "under manual optimisation; use bf16-mixed or 32-true"
-            )
+        check_precision(self.trainer.precision)
         if stage == "fit" and self.trainer.max_steps < 1:
             raise UserError(f"trainer.max_steps={self.trainer.max_steps}: say how many θ steps to train, at least 1")
         if not hasattr(self, "weights"):
@@ -444,6 +440,19 @@ class SSLModule(LightningModule):
                 "pass the run's own with --data.split RUN/split.json"
             )
         self.seed = saved["seed"]
+
+
+def check_precision(precision: object) -> None:
+    """Refuse float16.
+
+    Raises:
+        UserError: With the reason and what to use instead.
+    """
+    if str(precision) in ("16", "16-mixed", "16-true"):
+        raise UserError(
+            f"trainer.precision={precision}: float16 scales the loss, and under manual optimisation Lightning would "
+            "clip the scaled gradients; use bf16-mixed or 32-true"
+        )
 
 
 class _FiniteGuard:

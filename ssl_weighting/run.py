@@ -26,7 +26,7 @@ from ssl_weighting.callbacks import MetricsCsv, RunFiles, WeightHistogram, progr
 from ssl_weighting.data.base import SSLData
 from ssl_weighting.errors import UserError
 from ssl_weighting.files import whole_file
-from ssl_weighting.module import SSLModule
+from ssl_weighting.module import SSLModule, check_precision
 from ssl_weighting.recipes import find_recipe
 
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -134,6 +134,7 @@ class CLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Settle the run's folder: a new one, or that of the checkpoint."""
         config = self.config[self.subcommand]
+        check_precision(config.trainer.precision)
         checkpoint = config.get("ckpt_path")
         if checkpoint and Path(checkpoint).resolve().parent.name == "checkpoints":
             self.directory = Path(checkpoint).resolve().parent.parent
@@ -191,11 +192,14 @@ class CLI(LightningCLI):
             self.directory.rmdir()
 
 
-def run(argv: list[str]) -> None:
+def run(argv: list[str]) -> Path | None:
     """Run a subcommand of LightningCLI.
 
     Args:
         argv: Command line after the program's name, such as ``["fit", "--config", "demo"]``.
+
+    Returns:
+        The run's folder.
 
     Raises:
         UserError: On bad input, before anything is trained.
@@ -210,6 +214,7 @@ def run(argv: list[str]) -> None:
         if hasattr(cli, "directory"):
             cli.remove_unused_directory()
         raise
+    return cli.directory
 
 
 def _resolved(argv: list[str]) -> tuple[list[str], str]:

@@ -6,6 +6,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -41,11 +45,31 @@ def real_cifar10(shared: Path) -> Path:
     if not complete():
         target.parent.mkdir(exist_ok=True)
         shutil.rmtree(target, ignore_errors=True)
-        partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=".partial-"))
-        subprocess.run([sys.executable, shared / "data" / "unpack", partial, "cifar10"], check=True)
+        fresh = Path(tempfile.mkdtemp(dir=target.parent, prefix=".partial-"))
+        subprocess.run([sys.executable, shared / "data" / "unpack", fresh, "cifar10"], check=True)
         try:
-            partial.replace(target)
+            fresh.replace(target)
         except OSError:  # another worker was faster
-            shutil.rmtree(partial)
+            shutil.rmtree(fresh)
     assert complete()
     return target
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def web(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Path, str]]:
+    """A folder, and the address at which this machine serves it by HTTP."""
+    folder = tmp_path_factory.mktemp("web")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=folder)) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield folder, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
+import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from ssl_weighting.augment import CTAugment
 from ssl_weighting.errors import UserError
-from ssl_weighting.terms import CROSS_ENTROPY, Inputs, LossTerm
+from ssl_weighting.terms import CROSS_ENTROPY, Distance, Inputs, LossTerm
 
 Step = str | Callable[[Tensor], Tensor]
 """One step of a view: the name of one of the data set's own augmentations (``weak``; a text set has
@@ -44,6 +49,10 @@ class Model(Protocol):
         """Several batches in one forward pass (joint batch statistics), an output each."""
         ...
 
+    def modules(self) -> Iterator[nn.Module]:
+        """All modules of the network."""
+        ...
+
 
 class Labeled(NamedTuple):
     """A labelled batch: ``inputs`` in the method's ``labeled_view`` and ``target`` one-hot (B, C), float."""
@@ -57,6 +66,10 @@ class Unlabeled(NamedTuple):
 
     index: Tensor
     views: Mapping[str, Inputs]
+
+
+Show = Callable[[View], Labeled]
+"""Shows the labelled batch of the step in any view."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +87,13 @@ class Context:
     ema: Model
 
     def ramp(self, fraction: float) -> float:
-        """Linear ramp from 0 to 1 over the first ``fraction`` of training."""
-        return min(1.0, self.step / max(1.0, fraction * self.total_steps))
+        """Linear ramp from 0 to 1 over the first ``fraction`` of training; 1 throughout where that is 0."""
+        return min(1.0, self.step / (fraction * self.total_steps)) if fraction else 1.0
+
+    @property
+    def learning(self) -> bool:
+        """Whether this is a θ step, in which a method may update what it keeps; a Λ step has no gradients."""
+        return torch.is_grad_enabled()
 
 
 class Algorithm(nn.Module, ABC):
@@ -87,10 +105,20 @@ class Algorithm(nn.Module, ABC):
     Attributes:
         views: The views of every unlabelled example that :meth:`loss_terms` needs, by name.
         labeled_view: The view of the labelled examples.
+        extra_heads: Linear heads that it needs besides the classifier, with their number of classes.
     """
 
     views: Mapping[str, View]
     labeled_view: View = ("weak",)
+    extra_heads: Mapping[str, int] = {}
+
+    def prepare(self, num_unlabeled: int, num_classes: int) -> None:  # noqa: B027  # most methods keep nothing
+        """Register the buffers whose size depends on the data. Called once, before a checkpoint is loaded.
+
+        Args:
+            num_unlabeled: |U|, the number of rows of Λ.
+            num_classes: C.
+        """
 
     @abstractmethod
     def loss_terms(
@@ -99,6 +127,8 @@ class Algorithm(nn.Module, ABC):
         """The loss terms of one batch, unreduced.
 
         Called with gradients on for a θ step, and without them (and without changing anything) for a Λ step.
+        A term that has an ``index`` has one row for every example of U', in any order: several views of an
+        example are several terms, so that their influences on its λ can be added up.
 
         Args:
             model: The classifier.
@@ -107,11 +137,121 @@ class Algorithm(nn.Module, ABC):
             context: Where training stands.
         """
 
+    def after_step(self, show: Show, context: Context) -> None:  # noqa: B027  # most methods do nothing here
+        """Learn what is learned from labelled examples besides θ. Called after every θ step, without gradients.
+
+        Args:
+            show: Gives the labelled batch of the step in any view.
+            context: Where training stands, the step included; ``ema`` has followed it.
+        """
+
 
 def supervised_term(output: Forward, target: Tensor, mask: Tensor | None = None) -> LossTerm:
     """Cross-entropy of labelled examples: L_S of Eq. 1."""
     mask = torch.ones(len(target), device=target.device) if mask is None else mask
     return LossTerm("supervised", output.inputs, output.features, output.logits, target, CROSS_ENTROPY, mask)
+
+
+def unlabeled_term(
+    name: str,
+    output: Forward,
+    target: Tensor,
+    distance: Distance,
+    index: Tensor,
+    *,
+    mask: Tensor | None = None,
+    scale: float = 1.0,
+    confidence: Tensor | None = None,
+    head: str = "classifier",
+) -> LossTerm:
+    """A term of unlabelled examples, ℓ_U of Eq. 1. See :class:`~ssl_weighting.terms.LossTerm`.
+
+    Args:
+        name: What it is called in logs.
+        output: What the network made of the examples.
+        target: (B, C), without gradient.
+        distance: How logits and target are compared.
+        index: (B,), rows of Λ.
+        mask: (B,), floating or boolean; default all ones.
+        scale: Coefficient × ramp.
+        confidence: (B,), the largest probability of the guess behind ``target``.
+        head: The linear head that made the logits.
+    """
+    target = target.detach()
+    mask = target.new_ones(len(target)) if mask is None else mask.to(target.dtype)
+    return LossTerm(
+        name, output.inputs, output.features, output.logits, target, distance, mask, index, head, scale, confidence
+    )
+
+
+def one_hot_like(labels: Tensor, probabilities: Tensor) -> Tensor:
+    """Labels (B,) as hard targets, of the shape (B, C) and dtype of ``probabilities``."""
+    return F.one_hot(labels, probabilities.shape[-1]).to(probabilities.dtype)
+
+
+def sharpened(probabilities: Tensor, temperature: float) -> Tensor:
+    """p^(1/T) / Σ p^(1/T), (B, C): MixMatch's sharpening (Berthelot et al. 2019, Eq. 7)."""
+    return (probabilities.log() / temperature).softmax(-1)
+
+
+@contextmanager
+def paused_statistics(model: Model) -> Iterator[None]:
+    """Let batch norm normalise by the batch, as in training, but leave its running statistics as they are.
+
+    Google's codes update them in one forward pass a step. Nothing is copied: the passes inside simply do not
+    hand the running statistics to the kernel. Layers in evaluation mode go on using them.
+    """
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+
+
+@contextmanager
+def batch_statistics_of(student: Model, teacher: Model) -> Iterator[None]:
+    """Let the teacher's batch norm use the batch's statistics where the student's does; its own stay as they are."""
+    pairs = [
+        (t, s.training, t.training)
+        for t, s in zip(teacher.modules(), student.modules(), strict=True)
+        if isinstance(t, _BatchNorm)
+    ]
+    for norm, training, _ in pairs:
+        norm.training = training
+    try:
+        with paused_statistics(teacher):
+            yield
+    finally:
+        for norm, _, training in pairs:
+            norm.training = training
+
+
+def all_processes(rows: Tensor) -> Tensor:
+    """Rows (B, ...) of all processes, one after the other, so that running statistics stay equal on all of them."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return rows
+    parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, rows.contiguous())
+    return torch.cat(parts)
+
+
+def update_rates(augmentation: CTAugment, show: Show, context: Context) -> None:
+    """One step of CTAugment's rates: the averaged θ recognises weakly augmented labelled images, or it does not.
+
+    Sohn et al. 2020, Sec. 2.3; Berthelot et al. 2020, Sec. 3.2.2.
+    """
+    records = []
+
+    def probe(images: Tensor) -> Tensor:
+        probed, record = augmentation.probe(images)
+        records.append(record)
+        return probed
+
+    labeled = show(("weak", probe))
+    augmentation.update(records[0], context.ema(labeled.inputs).probabilities(), labeled.target.argmax(-1))
 
 
 def checked_fraction(name: str, value: float, low: float = 0.0, high: float = 1.0) -> float:
@@ -122,4 +262,26 @@ def checked_fraction(name: str, value: float, low: float = 0.0, high: float = 1.
     """
     if not low <= value <= high:
         raise UserError(f"{name}={value}: must lie between {low} and {high}")
+    return value
+
+
+def checked_positive(name: str, value: float, mend: str = "") -> float:
+    """``value`` if it is above 0 and finite; else a one-line error that names the argument.
+
+    Raises:
+        UserError: If it is not.
+    """
+    if not 0 < value < float("inf"):
+        raise UserError(f"{name}={value}: must be above 0{mend and '; '}{mend}")
+    return value
+
+
+def checked_coefficient(name: str, value: float) -> float:
+    """``value`` if it may multiply a loss, that is, if it is finite and not negative.
+
+    Raises:
+        UserError: If it may not.
+    """
+    if not 0 <= value < float("inf"):
+        raise UserError(f"{name}={value}: must be at least 0; 0 leaves the loss out")
     return value

@@ -16,7 +16,7 @@ from ssl_weighting.module import SSLModule
 class WeightHistogram(Callback):
     """Logs mean, standard deviation, least, largest and quantiles of Λ at every validation, and its histogram.
 
-    At the end it draws ``weights.png`` into the run's folder.
+    At the end it draws ``weights.png`` into the run's folder, if any weight moved.
     """
 
     def __init__(self) -> None:
@@ -52,7 +52,8 @@ class WeightHistogram(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the final histogram."""
         assert isinstance(pl_module, SSLModule)
-        if self.directory is not None and trainer.is_global_zero:
+        moved = bool((pl_module.record.updates > 0).any())
+        if self.directory is not None and trainer.is_global_zero and moved:
             draw_histogram(pl_module, self.directory / "weights.png")
 
 

@@ -28,9 +28,13 @@ def check_md5(path: Path, md5: str, root: Path) -> None:
         root: The user's ``data.root``, for messages.
 
     Raises:
-        UserError: If they differ.
+        UserError: If they differ, or the file cannot be read.
     """
-    if not check_integrity(path, md5):
+    try:
+        same = check_integrity(path, md5)
+    except OSError as error:
+        raise UserError(f"data.root={root}: {path.name} cannot be read ({one_line(error)})") from None
+    if not same:
         raise UserError(
             f"data.root={root}: {path.name} has not the official md5 {md5}; it is damaged (delete it and get "
             "it again) or not the original: --data.verify_checksum false for mirrors"

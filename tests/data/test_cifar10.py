@@ -303,9 +303,9 @@ def test_damaged_archive_is_refused(folder, tmp_path):
     assert [p.name for p in target.iterdir()] == ["cifar-10-python.tar.gz"]
 
 
-def test_download(folder, tmp_path, monkeypatch):
-    archive = as_archive(folder, tmp_path / "served.tar.gz")
-    monkeypatch.setattr(CIFAR10, "url", archive.as_uri())
+def test_download(folder, tmp_path, monkeypatch, web):
+    archive = as_archive(folder, web[0] / "served.tar.gz")
+    monkeypatch.setattr(CIFAR10, "url", f"{web[1]}/served.tar.gz")
     monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
     official_md5(monkeypatch, folder)
     data = cifar10(tmp_path / "new" / "place", download=True, verify_checksum=True)
@@ -319,10 +319,10 @@ def test_download(folder, tmp_path, monkeypatch):
     assert list(other.iterdir()) == []
 
 
-def test_failing_download_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setattr(CIFAR10, "url", (tmp_path / "nowhere.tar.gz").as_uri())
+def test_failing_download_says_what_to_do(tmp_path, monkeypatch, web):
+    monkeypatch.setattr(CIFAR10, "url", f"{web[1]}/nowhere.tar.gz")
     message = refused(cifar10(tmp_path / "data", download=True))
-    assert "URLError" in message
+    assert "HTTPError: HTTP Error 404" in message
     assert f"put it at {tmp_path / 'data' / 'cifar-10-python.tar.gz'}" in message
 
 
@@ -338,10 +338,10 @@ def test_real_images(real_cifar10):
     assert train.labels.bincount().tolist() == [5000] * 10
     assert test.labels.bincount().tolist() == [1000] * 10
     # Pixels of the repacked set (96 images are not the official ones), in the official order.
-    assert train.checksum().startswith("CHECKSUM")
+    assert train.checksum().startswith("07b5f19492368f83")
     assert train.checksum() == data.split.checksum
-    mean = train.inputs.float().mean((0, 2, 3)) / 255
-    assert torch.allclose(mean, torch.tensor(Cifar10(normalise_by="statistics").mean), atol=1e-3)
+    mean = train.inputs[::10].float().mean((0, 2, 3)) / 255
+    assert torch.allclose(mean, torch.tensor(Cifar10(normalise_by="statistics").mean), atol=5e-3)
 
 
 def test_real_split_has_equal_classes(real_cifar10):

