@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 
-class UserError(ValueError):
+class UserError(Exception):
     """Bad input. Its message is one line that names the key, the value and the mend.
 
-    The command line prints the line and exits with status 2; a traceback would hide it.
+    The command line prints the line and exits with status 2; a traceback would hide it. (Not a ValueError:
+    jsonargparse would take it for a type that does not match, and wrap it.)
     """
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
-from ssl_weighting.algorithms.base import Algorithm, Context, Labeled, Unlabeled, supervised_term
+from ssl_weighting.algorithms.base import Algorithm, Context, Labeled, Unlabeled, View, supervised_term
 from ssl_weighting.backbones.base import Backbone, Classifier
 from ssl_weighting.data.base import Examples, SSLData
 from ssl_weighting.data.split import Split
@@ -117,7 +117,7 @@ class SSLModule(LightningModule):
             _require("model.clip_norm", clip_norm, clip_norm > 0, "must be above 0; null for no clipping")
         self.automatic_optimization = False
 
-        self.model = Classifier(backbone, num_classes, symmetric_binary_head)
+        self.model = Classifier(backbone, num_classes, symmetric_binary_head, algorithm.extra_heads)
         if channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.ema = MovingAverage(self.model, ema_decay)
@@ -171,6 +171,8 @@ class SSLModule(LightningModule):
         optimizer.zero_grad()  # type: ignore[union-attr]
         self.lr_schedulers().step()  # type: ignore[union-attr, call-arg]
         self.ema.update(self.model)
+        with torch.no_grad():
+            self.algorithm.after_step(partial(self._labeled, batch["labeled"]), self._context())
         self._log_theta_step(objective, losses, loss)
 
     def _weight_step(self, batch: dict[str, Examples]) -> None:
@@ -226,15 +228,17 @@ class SSLModule(LightningModule):
 
     def _shown(self, labeled: Examples, unlabeled: Examples) -> tuple[Labeled, Unlabeled]:
         """The batches as the method wants to see them."""
-        data = self._data()
-        with torch.autocast(self.device.type, enabled=False), torch.no_grad():
-            views = {
-                name: self._laid_out(data.view(unlabeled.inputs, steps))
-                for name, steps in self.algorithm.views.items()
-            }
-            known = self._laid_out(data.view(labeled.inputs, self.algorithm.labeled_view))
+        views = {name: self._view(unlabeled.inputs, steps) for name, steps in self.algorithm.views.items()}
+        return self._labeled(labeled, self.algorithm.labeled_view), Unlabeled(unlabeled.index, views)
+
+    def _labeled(self, labeled: Examples, steps: View) -> Labeled:
+        """Labelled examples in a view."""
         target = F.one_hot(labeled.labels, self.num_classes).to(self.dtype)
-        return Labeled(known, target), Unlabeled(unlabeled.index, views)
+        return Labeled(self._view(labeled.inputs, steps), target)
+
+    def _view(self, raw: Any, steps: View) -> Any:
+        with torch.autocast(self.device.type, enabled=False), torch.no_grad():
+            return self._laid_out(self._data().view(raw, steps))
 
     def _validation_term(self, batch: Examples) -> LossTerm:
         """L_S(V', θ): cross-entropy on validation examples as they are."""
@@ -314,6 +318,7 @@ class SSLModule(LightningModule):
         if stage == "fit" and self.trainer.max_steps < 1:
             raise UserError(f"trainer.max_steps={self.trainer.max_steps}: say how many θ steps to train, at least 1")
         if not hasattr(self, "weights"):
+            self.algorithm.prepare(data.num_unlabeled, self.num_classes)
             make: dict[str, Callable[[list[Tensor]], Optimizer]] = {
                 "masked_adam": partial(MaskedAdam, lr=self.weight_lr, bias_correction=self.bias_correction),
                 "sgd": partial(torch.optim.SGD, lr=self.weight_lr),

@@ -3,34 +3,39 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import logging
 import os
 import re
 import secrets
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import pyarrow.parquet as pq
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, WandbLogger
 
-# Imported for jsonargparse, which finds a class by its short name once it is imported.
-import ssl_weighting.algorithms
-import ssl_weighting.backbones
+# The packages of plug-ins, whole: jsonargparse finds a class by its short name once it is imported.
 import ssl_weighting.data
-import ssl_weighting.influence  # noqa: F401
+from ssl_weighting.algorithms import Algorithm
+from ssl_weighting.backbones import Backbone
 from ssl_weighting.callbacks import MetricsCsv, RunFiles, WeightHistogram, progress_callback
+from ssl_weighting.callbacks.run_files import predictions_table
 from ssl_weighting.data.base import SSLData
 from ssl_weighting.errors import UserError
 from ssl_weighting.files import whole_file
+from ssl_weighting.influence import Influence
 from ssl_weighting.module import SSLModule, check_precision
 from ssl_weighting.recipes import find_recipe
+from ssl_weighting.summary import print_summary
 
 TRAINER_DEFAULTS: dict[str, Any] = {
-    "max_epochs": 1,  # one epoch is the whole run, counted in steps
+    "max_epochs": -1,  # a run is counted in steps
     "max_steps": 1000,
     "check_val_every_n_epoch": None,
     "val_check_interval": 500,
@@ -43,7 +48,10 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 
 
 class Parser(LightningArgumentParser):
-    """Says what is wrong in one line, with the nearest name that exists."""
+    """Says what is wrong in one line, with the nearest name that exists; takes no abbreviations."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise a UserError instead of printing the usage of hundreds of options."""
@@ -51,28 +59,43 @@ class Parser(LightningArgumentParser):
 
 
 def _explained(message: str, parser: LightningArgumentParser) -> str:
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    text = " ".join(lines)
-    text = re.sub(r"^Parser key [\"'][^\"']*[\"']:\s*", "", text)
-    unknown = re.search(r"(?:Key|Option|No action for key|Unrecognized arguments:)\s*[\"']?(?:--)?([\w.]+)", text)
-    misspelt = "not expected" in text or "nrecognized arguments" in text or "No action for key" in text
-    if misspelt and unknown:
-        name = unknown.group(1)
-        near = difflib.get_close_matches(name, _known_keys(parser), n=1, cutoff=0.6)
-        mend = f"did you mean {near[0]}?" if near else "`ssl-weighting fit --help` lists all"
-        return f"{name}: no such key; {mend}"
-    return text
+    text = " ".join(line.strip() for line in message.splitlines() if line.strip())
+    for pattern in (
+        r"Option ['\"](?P<key>[\w.]+)['\"] is not accepted",
+        r"(?:Key|No action for key) ['\"](?P<key>[\w.]+)['\"]",
+        r"[Uu]nrecognized arguments: --(?P<key>[\w.]+)",
+    ):
+        if found := re.search(pattern, text):
+            key = found["key"]
+            near = difflib.get_close_matches(key, _known_keys(parser), n=1, cutoff=0.6)
+            mend = f"did you mean {near[0]}?" if near else "`ssl-weighting fit --help` lists all"
+            return f"{key}: no such key; {mend}"
+    text = re.sub(
+        r"Does not validate against any of the Union subtypes Subtypes: \[.*?\] Errors: - ", "", text
+    )
+    text = re.sub(r" - Expected a <class 'NoneType'>.*", "", text)
+    return text if len(text) < 300 else text[:297] + "..."
 
 
 def _known_keys(parser: LightningArgumentParser) -> list[str]:
-    keys = {action.dest for action in parser._actions if action.dest}
-    for subparser in getattr(parser, "_subparsers_of_command", {}).values():
-        keys |= set(_known_keys(subparser))
-    for prefix, base in (("data", SSLData), ("model", SSLModule)):
-        import inspect
-
-        keys |= {f"{prefix}.{name}" for name in inspect.signature(base.__init__).parameters if name != "self"}
+    keys = {action.dest for action in parser._actions}
+    plugins = (
+        ("data", SSLData),
+        ("model.algorithm", Algorithm),
+        ("model.backbone", Backbone),
+        ("model.influence", Influence),
+    )
+    for prefix, base in plugins:
+        for cls in _with_subclasses(base):
+            names = {
+                n for n in inspect.signature(cls.__init__).parameters if n not in ("self", "args", "kwargs")
+            }
+            keys |= {f"{prefix}.{name}" for name in names} | names
     return sorted(keys)
+
+
+def _with_subclasses(cls: type) -> list[type]:
+    return [cls, *(c for s in cls.__subclasses__() for c in _with_subclasses(s))]
 
 
 class CLI(LightningCLI):
@@ -121,6 +144,15 @@ class CLI(LightningCLI):
         path = self._last_checkpoint(Path(config.runs)) if given == "last" else Path(given)
         if not path.is_file():
             raise UserError(f"ckpt_path={given}: no such file; give RUN/checkpoints/last.ckpt, or `last`")
+        try:
+            known = "ssl_weighting" in torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+        except Exception as error:  # whatever a damaged file makes torch.load raise
+            raise UserError(
+                f"ckpt_path={given}: not a whole checkpoint ({type(error).__name__}); "
+                "give another run's, or start without --ckpt_path"
+            ) from error
+        if not known:
+            raise UserError(f"ckpt_path={given}: not written by this program; give RUN/checkpoints/last.ckpt")
         config.ckpt_path = str(path)
 
     def _last_checkpoint(self, runs: Path) -> Path:
@@ -139,7 +171,9 @@ class CLI(LightningCLI):
         if checkpoint and Path(checkpoint).resolve().parent.name == "checkpoints":
             self.directory = Path(checkpoint).resolve().parent.parent
         elif self.subcommand == "fit" and not checkpoint:
-            self.directory = _new_directory(Path(config.runs) / self.recipe, self._get(config, "seed_everything"))
+            self.directory = _new_directory(
+                Path(config.runs) / self.recipe, self._get(config, "seed_everything")
+            )
             self._fresh_directory = True
         else:
             self.directory = Path.cwd()
@@ -147,7 +181,9 @@ class CLI(LightningCLI):
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         given = config.get("logger")
-        loggers: list[Logger] = [] if given in (None, True, False) else given if isinstance(given, list) else [given]
+        loggers: list[Logger] = (
+            [] if given in (None, True, False) else given if isinstance(given, list) else [given]
+        )
         callbacks = [*callbacks, progress_callback()]
         config["enable_progress_bar"] = bool(config.get("enable_progress_bar", True)) and any(
             type(c).__name__ == "Bar" for c in callbacks
@@ -159,32 +195,61 @@ class CLI(LightningCLI):
             for callback in callbacks:
                 if isinstance(callback, (RunFiles, WeightHistogram)):
                     callback.directory = self.directory
+                if isinstance(callback, RunFiles):
+                    callback.configuration = self._configuration()
             loggers = [*loggers, MetricsCsv(self.directory / "metrics.csv")]
         config["logger"] = loggers or False
         config["default_root_dir"] = str(self.directory)
         return super()._instantiate_trainer(config, callbacks)
 
     def before_fit(self) -> None:
-        """Load and split the data while mistakes cost nothing; keep the configuration."""
+        """Load and split the data while mistakes cost nothing."""
         self.datamodule.prepare_data()
         self.datamodule.setup("fit")
-        assert self.directory is not None
-        if self._fresh_directory:
-            with whole_file(self.directory / "config.yaml") as partial:
-                parser, config = self._parser("fit"), self.config["fit"].clone()
-                config.pop("config", None)
-                parser.save(config, partial, skip_none=False, overwrite=True, multifile=False)
+
+    def _configuration(self) -> str:
+        """config.yaml: the whole resolved configuration, which starts the same run again."""
+        config = self.config["fit"].clone()
+        for key in ("config", "ckpt_path"):
+            config.pop(key, None)
+        return str(self._parser("fit").dump(config, skip_unset=False))
 
     def after_fit(self) -> None:
-        """Test the last averaged θ and say what came out."""
+        """Evaluate the last averaged θ and say what came out."""
         if self.trainer.interrupted:
             raise KeyboardInterrupt
-        from ssl_weighting.summary import print_summary
-
-        self.trainer.test(self.model, self.datamodule, verbose=False)
         assert self.directory is not None
-        print_summary(self.model, self.trainer, self.directory)
+        errors: dict[str, float] = {}
+        for results in (
+            self.trainer.validate(self.model, self.datamodule, verbose=False),
+            self.trainer.test(self.model, self.datamodule, verbose=False),
+        ):
+            for result in results:
+                errors |= result
+        print_summary(self.model, errors, self.directory)
 
+    def test(self, **arguments: Any) -> None:
+        """Print the test error of a checkpoint."""
+        self._print_errors(self.trainer.test(**arguments | {"verbose": False}))
+
+    def validate(self, **arguments: Any) -> None:
+        """Print the validation error of a checkpoint."""
+        self._print_errors(self.trainer.validate(**arguments | {"verbose": False}))
+
+    def _print_errors(self, results: Sequence[Mapping[str, float]]) -> None:
+        for name, value in {k: v for result in results for k, v in result.items()}.items():
+            if name.endswith("/error"):
+                print(f"{name.removesuffix('/error')} error: {100 * value:.2f} %")
+
+    def predict(self, **arguments: Any) -> None:
+        """Write the class probabilities that a checkpoint gives to ``predictions.parquet``."""
+        batches = self.trainer.predict(**arguments | {"return_predictions": True})
+        assert batches and self.directory is not None
+        path = self.directory / "predictions.parquet"
+        rows = self.datamodule.sets[self.datamodule.predict_on].rows
+        with whole_file(path) as partial:
+            pq.write_table(predictions_table(batches, rows, self.datamodule.class_names), partial)
+        print(f"{path}")
 
     def remove_unused_directory(self) -> None:
         """Take back a folder in which nothing was written."""
@@ -210,9 +275,14 @@ def run(argv: list[str]) -> Path | None:
     cli = CLI.__new__(CLI)
     try:
         cli.__init__(argv, recipe)  # type: ignore[misc]  # LightningCLI runs in its constructor
-    except UserError:
+    except Exception as error:
         if hasattr(cli, "directory"):
             cli.remove_unused_directory()
+        cause: BaseException | None = error
+        while cause is not None:  # jsonargparse wraps what a plug-in's constructor raises
+            if isinstance(cause, UserError):
+                raise cause from None
+            cause = cause.__cause__ or cause.__context__
         raise
     return cli.directory
 
@@ -253,7 +323,11 @@ def _offer_folder_to_loggers(config: Namespace, directory: Path) -> None:
     """Loggers write into the run's folder unless told otherwise; W&B stays offline without a key."""
     given = config.trainer.logger
     for logger in given if isinstance(given, list) else [given]:
-        if isinstance(logger, Namespace) and "init_args" in logger and logger.init_args.get("save_dir") in (None, "."):
+        if (
+            isinstance(logger, Namespace)
+            and "init_args" in logger
+            and logger.init_args.get("save_dir") in (None, ".")
+        ):
             logger.init_args.save_dir = str(directory)
     if "WANDB_MODE" not in os.environ and not _has_wandb_key():
         os.environ["WANDB_MODE"] = "offline"

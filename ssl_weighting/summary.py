@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from lightning.pytorch import Trainer
 from rich.console import Console
 from rich.table import Table
 
 from ssl_weighting.module import SSLModule
 
 
-def print_summary(module: SSLModule, trainer: Trainer, directory: Path) -> None:
-    """A small table: errors, the range of λ, and where everything lies."""
+def print_summary(module: SSLModule, errors: Mapping[str, float], directory: Path) -> None:
+    """A small table: errors, the range of λ, and where everything lies.
+
+    Args:
+        module: The trained module.
+        errors: ``validation/error`` and ``test/error``, shares.
+        directory: The run's folder.
+    """
     values = module.weights.values.detach().float()
     moved = int((module.record.updates > 0).sum())
     table = Table(show_header=False, title="finished", title_justify="left")
-    table.add_row("θ steps", f"{trainer.global_step}")
+    table.add_row("θ steps", f"{module.trainer.global_step}")
     for key, name in (("validation/error", "validation error"), ("test/error", "test error")):
-        value = trainer.callback_metrics.get(key, module.latest.get(key))
-        if value is not None:
-            table.add_row(name, f"{100 * float(value):.2f} %")
+        if key in errors:
+            table.add_row(name, f"{100 * errors[key]:.2f} %")
     if module.learns_weights:
         table.add_row("λ mean, min, max", f"{values.mean():.3f}, {values.min():.3f}, {values.max():.3f}")
         table.add_row("unlabelled examples moved", f"{moved} of {module.weights.size}")

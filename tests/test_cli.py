@@ -15,7 +15,7 @@ from ssl_weighting.recipes import recipe_folder, recipe_names
 TINY = [
     *("--trainer.max_steps", "9", "--trainer.val_check_interval", "5", "--trainer.accelerator", "cpu"),
     *("--model.inner_steps", "2", "--model.warmup_steps", "1", "--data.unlabeled_batch_size", "16"),
-    *("--data.validation_batch_size", "20", "--trainer.log_every_n_steps", "3"),
+    *("--model.update_masked", "true", "--data.validation_batch_size", "20", "--trainer.log_every_n_steps", "3"),
 ]
 
 
@@ -51,7 +51,7 @@ def test_a_run_leaves_what_the_architecture_says(finished):
     assert steps == sorted(steps)
     assert {row["step"] for row in rows if row["train/loss"]} == {"3", "6", "9"}
     assert {row["step"] for row in rows if row["influence/mean"]} == {"3", "5", "7", "9"}
-    assert [row["step"] for row in rows if row["validation/error"]] == ["5"]
+    assert [row["step"] for row in rows if row["validation/error"]] == ["5", "9"]
     assert 0 <= float(rows[-1]["test/error"]) <= 1
 
 

@@ -64,7 +64,7 @@ class Labeled(NamedTuple):
 class Unlabeled(NamedTuple):
     """An unlabelled batch: rows of Λ, ``index`` (B,) int64, and each of the method's ``views`` by name."""
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index
     views: Mapping[str, Inputs]
 
 
@@ -112,7 +112,7 @@ class Algorithm(nn.Module, ABC):
     labeled_view: View = ("weak",)
     extra_heads: Mapping[str, int] = {}
 
-    def prepare(self, num_unlabeled: int, num_classes: int) -> None:  # noqa: B027  # most methods keep nothing
+    def prepare(self, num_unlabeled: int, num_classes: int) -> None:
         """Register the buffers whose size depends on the data. Called once, before a checkpoint is loaded.
 
         Args:
@@ -137,8 +137,8 @@ class Algorithm(nn.Module, ABC):
             context: Where training stands.
         """
 
-    def after_step(self, show: Show, context: Context) -> None:  # noqa: B027  # most methods do nothing here
-        """Learn what is learned from labelled examples besides θ. Called after every θ step, without gradients.
+    def after_step(self, show: Show, context: Context) -> None:
+        """Learn what labelled examples teach besides θ. Called after every θ step, without gradients.
 
         Args:
             show: Gives the labelled batch of the step in any view.
@@ -180,7 +180,17 @@ def unlabeled_term(
     target = target.detach()
     mask = target.new_ones(len(target)) if mask is None else mask.to(target.dtype)
     return LossTerm(
-        name, output.inputs, output.features, output.logits, target, distance, mask, index, head, scale, confidence
+        name,
+        output.inputs,
+        output.features,
+        output.logits,
+        target,
+        distance,
+        mask,
+        index,
+        head,
+        scale,
+        confidence,
     )
 
 
@@ -213,7 +223,7 @@ def paused_statistics(model: Model) -> Iterator[None]:
 
 @contextmanager
 def batch_statistics_of(student: Model, teacher: Model) -> Iterator[None]:
-    """Let the teacher's batch norm use the batch's statistics where the student's does; its own stay as they are."""
+    """Let a teacher's batch norm normalise by the batch where the student's does; no buffer changes."""
     pairs = [
         (t, s.training, t.training)
         for t, s in zip(teacher.modules(), student.modules(), strict=True)
@@ -230,7 +240,7 @@ def batch_statistics_of(student: Model, teacher: Model) -> Iterator[None]:
 
 
 def all_processes(rows: Tensor) -> Tensor:
-    """Rows (B, ...) of all processes, one after the other, so that running statistics stay equal on all of them."""
+    """Rows (B, ...) of all processes, in turn: running statistics made of them are the same everywhere."""
     if not (dist.is_available() and dist.is_initialized()):
         return rows
     parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
@@ -239,7 +249,7 @@ def all_processes(rows: Tensor) -> Tensor:
 
 
 def update_rates(augmentation: CTAugment, show: Show, context: Context) -> None:
-    """One step of CTAugment's rates: the averaged θ recognises weakly augmented labelled images, or it does not.
+    """One step of CTAugment's rates, by how well the averaged θ recognises probed labelled images.
 
     Sohn et al. 2020, Sec. 2.3; Berthelot et al. 2020, Sec. 3.2.2.
     """

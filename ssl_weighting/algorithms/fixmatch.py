@@ -1,8 +1,7 @@
-"""FixMatch (Sohn et al. 2020)."""
+"""FixMatch (Sohn et al. 2020), with RandAugment or CTAugment."""
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import nn
 
 from ssl_weighting.algorithms.base import (
@@ -10,22 +9,35 @@ from ssl_weighting.algorithms.base import (
     Context,
     Labeled,
     Model,
+    Show,
     Unlabeled,
+    checked_coefficient,
     checked_fraction,
+    one_hot_like,
     supervised_term,
+    unlabeled_term,
+    update_rates,
 )
-from ssl_weighting.augment import Cutout, RandAugment
+from ssl_weighting.augment import CTAugment, Cutout, RandAugment
 from ssl_weighting.terms import CROSS_ENTROPY, LossTerm
 
 
 class FixMatch(Algorithm):
-    """The strong view of an example is compared to the hard label of its weak view, where that is sure enough.
+    """The strong view of an example is compared to the hard label of its weak view, where that is sure.
+
+    With q = p(y | weak(u)), the loss of an unlabelled example is (Sohn et al. 2020, Eq. 4)
+
+        w · 1[max q ≥ τ] · H(onehot(argmax q), p(y | strong(u)))
+
+    All images go through the network in one forward pass. A :class:`~ssl_weighting.augment.CTAugment` among
+    the strong augmentations learns its rates: after every θ step the averaged θ is shown weakly augmented
+    labelled images through operations of random strength.
 
     Args:
         threshold: τ, least probability of the label, inclusive.
-        coefficient: λ_u of the FixMatch paper, the weight of the whole unlabelled loss.
-        strong: Strong augmentations, applied in turn after the weak ones; default RandAugment (2 of 14 operations)
-            and a 16-pixel cutout.
+        coefficient: w, weight of the whole unlabelled loss (λ_u of the FixMatch paper).
+        strong: Strong augmentations, applied in turn after the weak ones; default RandAugment (2 of 14
+            operations) and a 16-pixel cutout.
     """
 
     def __init__(
@@ -33,7 +45,7 @@ class FixMatch(Algorithm):
     ) -> None:
         super().__init__()
         self.threshold = checked_fraction("model.algorithm.threshold", threshold)
-        self.coefficient = coefficient
+        self.coefficient = checked_coefficient("model.algorithm.coefficient", coefficient)
         self.strong = nn.ModuleList([RandAugment("fixmatch"), Cutout(16)] if strong is None else strong)
         self.views = {"weak": ("weak",), "strong": ("weak", *self.strong)}
 
@@ -41,22 +53,25 @@ class FixMatch(Algorithm):
         self, model: Model, labeled: Labeled, unlabeled: Unlabeled, context: Context
     ) -> list[LossTerm]:
         """See :meth:`Algorithm.loss_terms`."""
-        known, weak, strong = model.joint(
-            labeled.inputs, unlabeled.views["weak"], unlabeled.views["strong"]
-        )
-        confidence, label = weak.probabilities().max(-1)
+        known, weak, strong = model.joint(labeled.inputs, unlabeled.views["weak"], unlabeled.views["strong"])
+        probabilities = weak.probabilities()
+        confidence, label = probabilities.max(-1)
         return [
             supervised_term(known, labeled.target),
-            LossTerm(
+            unlabeled_term(
                 "consistency",
-                strong.inputs,
-                strong.features,
-                strong.logits,
-                F.one_hot(label, strong.logits.shape[-1]).to(confidence),
+                strong,
+                one_hot_like(label, probabilities),
                 CROSS_ENTROPY,
-                (confidence >= self.threshold).to(confidence.dtype),
                 unlabeled.index,
+                mask=confidence >= self.threshold,
                 scale=self.coefficient,
                 confidence=confidence,
             ),
         ]
+
+    def after_step(self, show: Show, context: Context) -> None:
+        """See :meth:`Algorithm.after_step`."""
+        for augmentation in self.strong:
+            if isinstance(augmentation, CTAugment):
+                update_rates(augmentation, show, context)

@@ -1,8 +1,6 @@
-"""Pseudo-Label (Lee 2013), with the values of Google's MixMatch and FixMatch code."""
+"""Pseudo-Label (Lee 2013), with the values of Google's MixMatch code."""
 
 from __future__ import annotations
-
-import torch.nn.functional as F
 
 from ssl_weighting.algorithms.base import (
     Algorithm,
@@ -10,8 +8,12 @@ from ssl_weighting.algorithms.base import (
     Labeled,
     Model,
     Unlabeled,
+    checked_coefficient,
     checked_fraction,
+    one_hot_like,
+    paused_statistics,
     supervised_term,
+    unlabeled_term,
 )
 from ssl_weighting.terms import CROSS_ENTROPY, LossTerm
 
@@ -19,42 +21,45 @@ from ssl_weighting.terms import CROSS_ENTROPY, LossTerm
 class PseudoLabel(Algorithm):
     """An example is compared to the class that the network itself believes most, where it is sure enough.
 
-    Google's code multiplies losses (B) by a mask (B, 1), which gates no example by itself; here the mask is per
-    example, as the method is meant.
+    With p = p(y | u), the loss of an unlabelled example is
+
+        w(t) · 1[max p > τ] · H(onehot(argmax p), p)
+
+    Google's code multiplies losses (B) by a mask (B, 1), which gates no example by itself; here the mask is
+    per example, as the method is meant. Batch norm's running statistics follow the labelled batch alone.
 
     Args:
-        threshold: Least probability of the pseudo-label, exclusive.
-        coefficient: Weight of the unlabelled loss (1 for CIFAR-10, 2 for SVHN).
-        ramp: Share of training over which the coefficient rises linearly from 0; 0 for none.
+        threshold: τ, least probability of the pseudo-label, exclusive.
+        coefficient: w after its ramp (1 for CIFAR-10, 2 for SVHN).
+        ramp: Share of training over which w rises linearly from 0; 0 for none.
     """
 
     def __init__(self, threshold: float = 0.95, coefficient: float = 1.0, ramp: float = 0.4) -> None:
         super().__init__()
         self.threshold = checked_fraction("model.algorithm.threshold", threshold)
+        self.coefficient = checked_coefficient("model.algorithm.coefficient", coefficient)
         self.ramp = checked_fraction("model.algorithm.ramp", ramp)
-        self.coefficient = coefficient
         self.views = {"weak": ("weak",)}
 
     def loss_terms(
         self, model: Model, labeled: Labeled, unlabeled: Unlabeled, context: Context
     ) -> list[LossTerm]:
         """See :meth:`Algorithm.loss_terms`."""
-        known, weak = model.joint(labeled.inputs, unlabeled.views["weak"])
-        confidence, label = weak.probabilities().max(-1)
+        known = model(labeled.inputs)
+        with paused_statistics(model):
+            weak = model(unlabeled.views["weak"])
+        probabilities = weak.probabilities()
+        confidence, label = probabilities.max(-1)
         return [
             supervised_term(known, labeled.target),
-            LossTerm(
+            unlabeled_term(
                 "pseudo_label",
-                weak.inputs,
-                weak.features,
-                weak.logits,
-                F.one_hot(label, weak.logits.shape[-1]).to(confidence),
+                weak,
+                one_hot_like(label, probabilities),
                 CROSS_ENTROPY,
-                (confidence > self.threshold).to(confidence.dtype),
                 unlabeled.index,
-                scale=self.coefficient * (context.ramp(self.ramp) if self.ramp else 1.0),
+                mask=confidence > self.threshold,
+                scale=self.coefficient * context.ramp(self.ramp),
                 confidence=confidence,
             ),
         ]
-
-

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from ssl_weighting.algorithms.base import (
@@ -15,8 +14,11 @@ from ssl_weighting.algorithms.base import (
     Model,
     Step,
     Unlabeled,
+    checked_coefficient,
     checked_fraction,
+    checked_positive,
     supervised_term,
+    unlabeled_term,
 )
 from ssl_weighting.augment import Cutout, RandAugment
 from ssl_weighting.errors import UserError
@@ -26,16 +28,21 @@ from ssl_weighting.terms import KL_DIVERGENCE, LossTerm
 class UDA(Algorithm):
     """The strong view of an example is compared to the sharpened prediction on its plain view.
 
+    With logits z on the plain view and q = softmax(z), the loss of an unlabelled example is
+
+        w · 1[max q > τ] · KL( softmax(z / T) ‖ p(y | strong(u)) )
+
+    Confidence is that of q, before sharpening. All images go through the network in one forward pass.
     Defaults are those of UDA's image code. On IMDB its text code has no sharpening and no confidence mask.
 
     Args:
         threshold: Least confidence of the unsharpened prediction, exclusive; ``null`` for no mask.
         temperature: T of the sharpening softmax(z / T); 1 for none.
-        coefficient: Weight of the whole unlabelled loss.
+        coefficient: w, weight of the whole unlabelled loss.
         annealing: Training-signal annealing: labelled examples count only while the network gives their class
             less than a threshold that rises from 1/C to 1. Its schedule, or ``null`` for none.
-        strong: Strong augmentations, applied in turn before the weak ones, as UDA does; default its RandAugment
-            and a 16-pixel cutout.
+        strong: Strong augmentations, applied in turn before the weak ones, as UDA does; default its
+            RandAugment and a 16-pixel cutout.
     """
 
     def __init__(
@@ -47,10 +54,14 @@ class UDA(Algorithm):
         strong: list[nn.Module] | None = None,
     ) -> None:
         super().__init__()
-        self.threshold = None if threshold is None else checked_fraction("model.algorithm.threshold", threshold)
-        if not temperature > 0:
-            raise UserError(f"model.algorithm.temperature={temperature}: must be above 0; 1 for no sharpening")
-        self.temperature, self.coefficient, self.annealing = temperature, coefficient, annealing
+        self.threshold = (
+            None if threshold is None else checked_fraction("model.algorithm.threshold", threshold)
+        )
+        self.temperature = checked_positive("model.algorithm.temperature", temperature, "1 for no sharpening")
+        self.coefficient = checked_coefficient("model.algorithm.coefficient", coefficient)
+        if annealing not in (None, "linear", "exp", "log"):
+            raise UserError(f"model.algorithm.annealing={annealing}: must be linear, exp, log or null")
+        self.annealing = annealing
         self.strong = nn.ModuleList([RandAugment("uda"), Cutout(16)] if strong is None else strong)
         strong_steps: tuple[Step, ...] = (*self.strong, "weak")
         self.views = {"plain": ("weak",), "strong": strong_steps}
@@ -63,30 +74,30 @@ class UDA(Algorithm):
             labeled.inputs, unlabeled.views["plain"], unlabeled.views["strong"]
         )
         confidence = plain.probabilities().amax(-1)
-        mask = torch.ones_like(confidence) if self.threshold is None else (confidence > self.threshold).float()
-        target = (plain.logits.detach().float() / self.temperature).softmax(-1)
+        mask = None if self.threshold is None else confidence > self.threshold
+        target = (plain.probabilities().log() / self.temperature).softmax(-1)
         return [
-            supervised_term(known, labeled.target, self._annealed(known.probabilities(), labeled.target, context)),
-            LossTerm(
+            supervised_term(
+                known, labeled.target, self._annealed(known.probabilities(), labeled.target, context)
+            ),
+            unlabeled_term(
                 "consistency",
-                strong.inputs,
-                strong.features,
-                strong.logits,
+                strong,
                 target,
                 KL_DIVERGENCE,
-                mask,
                 unlabeled.index,
+                mask=mask,
                 scale=self.coefficient,
                 confidence=confidence,
             ),
         ]
 
     def _annealed(self, probabilities: Tensor, target: Tensor, context: Context) -> Tensor | None:
-        """Mask of the labelled examples whose class is not yet too certain, normalised by how many are left."""
+        """Mask of the labelled examples whose class is not too certain yet, over the share of them."""
         if self.annealing is None:
             return None
         threshold = signal_threshold(self.annealing, context.step / context.total_steps, target.shape[-1])
-        kept = ((probabilities * target).sum(-1) <= threshold).float()
+        kept = ((probabilities * target).sum(-1) <= threshold).to(target.dtype)
         return kept * (len(kept) / kept.sum().clamp(min=1))
 
 

@@ -21,7 +21,7 @@ class SmallConvNet(Backbone):
         stages: list[nn.Module] = []
         before = in_channels
         for number, filters in enumerate(channels):
-            layers = [nn.MaxPool2d(2)] if number else []
+            layers: list[nn.Module] = [nn.MaxPool2d(2)] if number else []
             for inputs in (before, filters):
                 conv = nn.Conv2d(inputs, filters, 3, padding=1, bias=False)
                 layers += [conv, nn.BatchNorm2d(filters), nn.ReLU()]
@@ -33,4 +33,5 @@ class SmallConvNet(Backbone):
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Features (B, channels[-1]) of images (B, in_channels, H, W)."""
-        return self.stages(inputs).mean((2, 3))
+        maps: Tensor = self.stages(inputs)
+        return maps.mean((2, 3))

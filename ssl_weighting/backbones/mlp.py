@@ -30,4 +30,5 @@ class MLP(Backbone):
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Features (B, hidden[-1]) of vectors (B, in_features)."""
-        return self.layers(inputs.flatten(1))
+        features: Tensor = self.layers(inputs.flatten(1))
+        return features

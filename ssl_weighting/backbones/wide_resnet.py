@@ -62,7 +62,8 @@ class WideResNet(Backbone):
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Features (B, 64·width) of images (B, in_channels, H, W)."""
-        return self.activation(self.norm(self.groups(self.stem(inputs)))).mean((2, 3))
+        maps: Tensor = self.activation(self.norm(self.groups(self.stem(inputs))))
+        return maps.mean((2, 3))
 
 
 class _Unit(nn.Module):
@@ -77,8 +78,9 @@ class _Unit(nn.Module):
         self.activation = nn.LeakyReLU(0.1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """The unit's output, of the convolutions' shape."""
         activated = self.activation(self.norm1(x))
-        shortcut = self.shortcut(activated if self.activate_before_shortcut else x)
+        shortcut: Tensor = self.shortcut(activated if self.activate_before_shortcut else x)
         out: Tensor = self.conv2(self.activation(self.norm2(self.conv1(activated))))
         return out + shortcut
 
@@ -100,12 +102,15 @@ class _SameStride(nn.Sequential):
         super().__init__(conv)
 
     def forward(self, x: Tensor) -> Tensor:
+        """The convolution of x, padded by what its size asks for."""
         conv = self[0]
+        assert isinstance(conv, nn.Conv2d)
         pads = []
         for size, kernel, stride in zip(x.shape[:1:-1], conv.kernel_size[::-1], conv.stride[::-1], strict=True):
             total = max(0, (math.ceil(size / stride) - 1) * stride + kernel - size)
             pads += [total // 2, total - total // 2]
-        return conv(torch.nn.functional.pad(x, pads))
+        out: Tensor = conv(torch.nn.functional.pad(x, pads))
+        return out
 
 
 def _norm(channels: int, momentum: float) -> nn.BatchNorm2d:

@@ -6,7 +6,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
+from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from ssl_weighting.files import whole_file
@@ -43,19 +43,15 @@ class MetricsCsv(Logger):
         """Version: the run is its own."""
         return ""
 
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> MetricsCsv:
-        """Itself."""
-        return self
-
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: the whole configuration is in config.yaml."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Append one row."""
-        row = {"step": str(step)} | {k: f"{float(v):.8g}" for k, v in metrics.items() if k not in ("epoch", "step")}
+        row = {"step": str(step)} | {
+            k: f"{float(v):.8g}" for k, v in metrics.items() if k not in ("epoch", "step")
+        }
         if len(row) == 1:
             return
         self._rows.append(row)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from ssl_weighting.callbacks.metrics_csv import MetricsCsv
 from ssl_weighting.data.split import write_split
@@ -19,7 +22,7 @@ from ssl_weighting.module import SSLModule
 
 
 class RunFiles(Callback):
-    """Writes ``split.json``, ``checkpoints/last.ckpt`` and ``weights.parquet`` into the run's folder.
+    """Writes ``config.yaml``, ``split.json``, ``checkpoints/last.ckpt`` and ``weights.parquet`` into the run's folder.
 
     Args:
         every_minutes: Minutes between two checkpoints.
@@ -33,6 +36,7 @@ class RunFiles(Callback):
             raise UserError(f"checkpoint.every_steps={every_steps}: must be at least 1, or null")
         self.every_minutes, self.every_steps = every_minutes, every_steps
         self.directory: Path | None = None
+        self.configuration = ""
         self._saved_at = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -66,9 +70,11 @@ class RunFiles(Callback):
             return
         if trainer.is_global_zero:
             (directory / "checkpoints").mkdir(exist_ok=True)
-            split = pl_module.split()
+            if not (directory / "config.yaml").exists():
+                with whole_file(directory / "config.yaml") as partial:
+                    partial.write_text(self.configuration, encoding="utf-8")
             if not (directory / "split.json").exists():
-                write_split(split, directory / "split.json")
+                write_split(pl_module.split(), directory / "split.json")
             with whole_file(directory / "checkpoints" / "last.ckpt") as partial:
                 trainer.save_checkpoint(partial)
             with whole_file(directory / "weights.parquet") as partial:
@@ -99,3 +105,24 @@ def weights_table(module: SSLModule) -> pa.Table:
             "label": pa.array(labels, mask=labels < 0),
         }
     )
+
+
+def predictions_table(
+    batches: Sequence[tuple[Tensor, Tensor]], rows: Tensor, class_names: Sequence[str]
+) -> pa.Table:
+    """Class probabilities as a table, a row an example.
+
+    Columns: ``index`` (row in the data set), ``class`` (the likeliest, by name), ``probability_<name>`` for each.
+
+    Args:
+        batches: Positions (B,) and probabilities (B, C), a pair a batch.
+        rows: (n,) int64, the data set's row of every position.
+        class_names: At least C names.
+    """
+    positions = torch.cat([index for index, _ in batches]).cpu()
+    probabilities = torch.cat([p for _, p in batches]).float().cpu()
+    columns = {
+        "index": rows[positions].numpy(),
+        "class": [class_names[c] for c in probabilities.argmax(-1).tolist()],
+    }
+    return pa.table(columns | {f"probability_{n}": p.numpy() for n, p in zip(class_names, probabilities.T)})

@@ -71,7 +71,10 @@ def draw_histogram(module: SSLModule, path: Path) -> None:
     moved = module.record.updates.cpu() > 0
     groups = {
         "pseudo-label right": (guesses == labels) & (labels >= 0),
-        "pseudo-label wrong": (guesses != labels) & (labels >= 0) & (labels < module.num_classes) & (guesses >= 0),
+        "pseudo-label wrong": (guesses != labels)
+        & (labels >= 0)
+        & (labels < module.num_classes)
+        & (guesses >= 0),
         "foreign class": labels >= module.num_classes,
         "label unknown": labels < 0,
     }
@@ -80,7 +83,9 @@ def draw_histogram(module: SSLModule, path: Path) -> None:
     low, high = float(values.min()), float(values.max())
     edges = np.linspace(low - 0.01, high + 0.01, 61)
     colours = {"pseudo-label right": "#2a7f62", "pseudo-label wrong": "#d1495b", "foreign class": "#8338ec"}
-    shown = {name: values[mask & moved].numpy() for name, mask in groups.items() if bool((mask & moved).any())}
+    shown = {
+        name: values[mask & moved].numpy() for name, mask in groups.items() if bool((mask & moved).any())
+    }
     axes.hist(
         list(shown.values()),
         bins=edges.tolist(),

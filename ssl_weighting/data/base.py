@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler
 
 from ssl_weighting.data.split import Split, make_split, read_split
 from ssl_weighting.errors import UserError
@@ -105,7 +105,7 @@ class Stream(Sampler[list[int]]):
         self,
         size: int,
         batch_size: int,
-        seed: int,
+        seed: int | str,
         name: str,
         start: int = 0,
         stop: int | None = None,
@@ -371,7 +371,7 @@ class SSLData(LightningDataModule, ABC):
     def streams(
         self,
         parts: Mapping[str, tuple[str, int]],
-        seed: int,
+        seed: str,
         start: int,
         stop: int | None,
         rank: int,
@@ -381,7 +381,7 @@ class SSLData(LightningDataModule, ABC):
 
         Args:
             parts: For every name in the result, the list of the split it is drawn from, and the batch size.
-            seed: Seed of the run.
+            seed: Seed of the run, and what the batches are for.
             start: First batch.
             stop: One past the last.
             rank: This process.
@@ -396,10 +396,8 @@ class SSLData(LightningDataModule, ABC):
         return CombinedLoader(loaders, "min_size")
 
     def _in_order(self, part: str) -> DataLoader[Examples]:
-        positions = range(len(self.sets[part]))
-        size = self.evaluation_batch_size
-        batches = [list(positions[i : i + size]) for i in range(0, len(positions), size)]
-        return self._loader(part, batches)  # type: ignore[arg-type]  # any iterable of index lists will do
+        positions = SequentialSampler(self.sets[part])
+        return self._loader(part, BatchSampler(positions, self.evaluation_batch_size, drop_last=False))
 
     def train_dataloader(self) -> CombinedLoader:
         """The batches of the θ steps; which come when is the loop's to say."""

@@ -4,10 +4,10 @@ For a layer z = f(a; θ_l) that is linear in its parameters, the example's share
 
     ∇_{θ_l} ℓ_uᵀ v_l = ⟨∂ℓ/∂z_u, f(a_u; v_l)⟩,
 
-the layer applied once more, to the activations it saw, with v for parameters: nothing is unfolded and no gradient
-of any parameter is computed, per example or summed. The dot product is taken at the moment the backward pass reaches
-the layer, whose activations are then let go. Forward, backward to the activations and the second application are
-three forward passes' worth of products, the cost of one forward and backward pass.
+the layer applied once more, to the activations it saw, with v for parameters: nothing is unfolded and no
+gradient of any parameter is computed, per example or summed. The dot product is taken at the moment the
+backward pass reaches the layer, whose activations are then let go. Forward, backward to the activations and
+the second application are three forward passes' worth of products, the cost of one forward and backward pass.
 """
 
 from __future__ import annotations
@@ -88,9 +88,11 @@ def activation_products(
     for name, (layer, _) in layers.items():
         if name not in taps.reached:
             raise UnsupportedLayerError(
-                f"influence.engine='activation': the parameters of {readable(name)} ({type(layer).__name__}) are "
-                "used without calling the layer; choose engine 'jvp'"
+                f"influence.engine='activation': the parameters of {readable(name)} ({type(layer).__name__}) "
+                "are used without calling the layer; choose engine 'jvp'"
             )
+    if not layers:  # another head than the scope's
+        return taps.products
     gradient = examples.distance.gradient(logits.detach(), examples.target)
     torch.autograd.backward(logits, gradient, inputs=[taps.anchor])
     return taps.products
@@ -111,8 +113,8 @@ class _Taps:
                 out = out.expand(len(self.products), *out.shape[1:])  # positions, the same for every example
             if len(out) != len(self.products) or (isinstance(layer, nn.Embedding) and args[0].dim() == 1):
                 raise UnsupportedLayerError(
-                    f"influence.engine='activation': the output {tuple(out.shape)} of {readable(name)} has no axis "
-                    "of examples in front; choose engine 'jvp'"
+                    f"influence.engine='activation': the output {tuple(out.shape)} of {readable(name)} has "
+                    "no axis of examples in front; choose engine 'jvp'"
                 )
             if not out.requires_grad:
                 out = out + self.anchor  # the first layer: from here on there is a graph
@@ -125,13 +127,13 @@ class _Taps:
                 kept.clear()
                 if versions != [a._version for a in activations if isinstance(a, Tensor)]:
                     raise UnsupportedLayerError(
-                        f"influence.engine='activation': the input of {readable(name)} is overwritten in place; "
-                        "choose engine 'jvp'"
+                        f"influence.engine='activation': the input of {readable(name)} is overwritten in "
+                        "place; choose engine 'jvp'"
                     )
                 again = functional_call(layer, vector, activations, kwargs)
                 self.products += (again * gradient).reshape(len(self.products), -1).sum(-1)
 
-            out.register_hook(arrived)
+            out.register_hook(arrived)  # type: ignore[no-untyped-call]
             return out
 
         return tap
@@ -159,9 +161,7 @@ def _layers(
         layers[name] = (
             layer,
             {
-                key: direction[full]
-                if full in parameters
-                else torch.zeros_like(network.get_parameter(full))
+                key: direction[full] if full in parameters else torch.zeros_like(network.get_parameter(full))
                 for key, full in own.items()
             },
         )

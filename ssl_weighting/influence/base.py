@@ -58,8 +58,8 @@ class Influence(ABC):
     """An approximation of Eq. 6: −∇L(V')ᵀ H⁻¹ ∇ℓ_u for every unlabelled example u of a batch.
 
     H is the Hessian of the training loss on (D', U') at the present θ and Λ. ℓ_u is the example's own,
-    *unmasked* loss times the term's ``scale``; it is not divided by the batch size, so an influence is |U'| times
-    the derivative of L(V') in λ_u (the weighted loss is a mean over U').
+    *unmasked* loss times the term's ``scale``; it is not divided by the batch size, so an influence is |U'|
+    times the derivative of L(V') in λ_u (the weighted loss is a mean over U').
 
     Attributes:
         records_steps: How many of the latest θ steps this influence wants to see through :meth:`record_step`;
@@ -78,7 +78,8 @@ class Influence(ABC):
             validation: The supervised loss on V', evaluated at θ.
 
         Returns:
-            For every term of ``objective`` that has an ``index``, in order, its influences, (B,), float32 or better.
+            For every term of ``objective`` that has an ``index``, in order, its influences, (B,), float32 or
+            better.
 
         Raises:
             UserError: If the Hessian cannot be inverted; names the mend.

@@ -13,7 +13,6 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
-from ssl_weighting.influence.scope import readable
 from ssl_weighting.terms import Distance, Inputs, LossTerm, Objective
 
 
@@ -48,6 +47,19 @@ def _device(network: nn.Module) -> torch.device:
 
 def _is_compiled(module: nn.Module) -> bool:
     return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+
+
+@contextmanager
+def parameters_at(network: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Lend the network other values of its parameters, by their names, for a while."""
+    present = [(p, p.data, values[name]) for name, p in network.named_parameters() if name in values]
+    try:
+        for parameter, _, value in present:
+            parameter.data = value
+        yield
+    finally:
+        for parameter, own, _ in present:
+            parameter.data = own
 
 
 class HeadsOnly(nn.Module):
@@ -165,7 +177,7 @@ class Batch:
 
 
 def example_weights(term: LossTerm, weights: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """scale · λ · mask / B of every example, (B,): the training loss is Σ weight · distance."""
+    """Scale · λ · mask / B of every example, (B,): the training loss is Σ weight · distance."""
     weight = term.mask.to(dtype) * (term.scale / len(term.mask))
     return weight if weights is None else weight * weights.to(dtype)
 
@@ -202,17 +214,3 @@ def batches_of(objective: Objective, dtype: torch.dtype) -> list[Batch]:
         together = parts[0] if len(parts) == 1 else pytree.tree_map(lambda *p: torch.cat(p), *parts)
         batches.append(Batch(together, shape[0], tuple(p for _, pieces in members for p in pieces)))
     return batches
-
-
-__all__ = [
-    "Batch",
-    "HeadsOnly",
-    "Piece",
-    "batch_size",
-    "batches_of",
-    "logits_at",
-    "of_features",
-    "plain_evaluation",
-    "readable",
-    "rows",
-]

@@ -1,8 +1,9 @@
 """The paper's choice (Sec. 3.1): the exact inverse Hessian of the last layer.
 
 Only the linear head counts as trainable. Its gradients and its Hessian are outer products of features with
-derivatives of the distances in the logits, so neither a backward pass through the backbone nor any per-example
-gradient is needed. In the notation of the code, for an example with features x (D), logits z = basis·(W x + b):
+derivatives of the distances in the logits, so neither a backward pass through the backbone nor any
+per-example gradient is needed. In the notation of the code, for an example with features x (D) and logits
+z = basis·(W x + b):
 
     ∇ℓ   = aᵀ ⊗ x            a = basisᵀ ∂ℓ/∂z         (R)
     H    = Σ w A ⊗ x xᵀ + δ  A = basisᵀ ∂²ℓ/∂z² basis  (R, R),   w = scale · λ · mask / B
@@ -27,15 +28,15 @@ class ExactLastLayer(Influence):
     """Influence through the exact inverse Hessian of the classification head (Sec. 3.1).
 
     The algebra runs in float64 (float32 on devices without it), whatever precision the backbone ran in. Up to
-    ``max_dense`` unknowns the Hessian is formed and factorised by Cholesky; if the batch has fewer examples than
-    the features have dimensions, the problem is first reduced to the span of the features, which is exact. Beyond
-    that, conjugate gradients on closed-form Hessian products solve it without forming anything.
+    ``max_dense`` unknowns the Hessian is formed and factorised by Cholesky; if the batch has fewer examples
+    than the features have dimensions, the problem is first reduced to the span of the features, which is
+    exact. Beyond that, conjugate gradients on closed-form Hessian products solve it without forming anything.
 
     Args:
-        damping: δ, added to the Hessian's diagonal. ``paper``: 5e-4, the weight decay, which is part of the loss
-            that is trained. ``reference_code``: 1, which the authors' code adds (its Hessian takes weight decay
-            with coefficient 1). 0: the pseudo-inverse, by eigenvalues, which is slower; cross-entropy's Hessian
-            is always singular.
+        damping: δ, added to the Hessian's diagonal. ``paper``: 5e-4, the weight decay, which is part of the
+            loss that is trained. ``reference_code``: 1, which the authors' code adds (its Hessian takes
+            weight decay with coefficient 1). 0: the pseudo-inverse, by eigenvalues, which is slower;
+            cross-entropy's Hessian is always singular.
         bias: Let the head's bias take part. The authors' code leaves it out.
         max_dense: Most unknowns (R × dimensions) to solve by factorisation.
 
@@ -79,7 +80,7 @@ class ExactLastLayer(Influence):
         solution = system.solve_dense(gradient) if direct else system.solve_iteratively(gradient)
 
         influences: list[Tensor] = []
-        projected = (features @ solution.T).split([len(r.x) for r in rows])
+        projected = torch.split(features @ solution.T, [len(r.x) for r in rows])
         by_term = {id(r.term): (r, p) for r, p in zip(rows, projected, strict=True)}
         for term in objective.terms:
             if term.index is None:
@@ -110,7 +111,7 @@ class _Rows:
         return gradient if self.basis is None else gradient @ self.basis
 
     def hessian_product(self, direction: Tensor) -> Tensor:
-        """w A times a direction (n, R). Returns (n, R)."""
+        """The weighted A times a direction (n, R). Returns (n, R)."""
         if self.basis is not None:
             direction = direction @ self.basis.T
         product = self.weight[:, None] * self.term.distance.hessian_product(
@@ -131,7 +132,7 @@ class _System:
         self.metric = None if basis is None else basis.T @ basis  # δ |logit weights|², told in R
 
     def _products(self, direction: Tensor) -> Tensor:
-        parts = direction.split([len(r.x) for r in self.rows])
+        parts = torch.split(direction, [len(r.x) for r in self.rows])
         return torch.cat([r.hessian_product(part) for r, part in zip(self.rows, parts, strict=True)])
 
     def dense(self) -> Tensor:
@@ -156,7 +157,8 @@ class _System:
             values, vectors = torch.linalg.eigh(hessian)
             kept = values.abs() > values.abs().max() * len(values) * torch.finfo(values.dtype).eps
             scaled = torch.where(kept, 1 / torch.where(kept, values, 1), 0) * (vectors.T @ gradient.flatten())
-            return (vectors @ scaled).view_as(gradient)
+            solution: Tensor = (vectors @ scaled).view_as(gradient)
+            return solution
         factor, failed = torch.linalg.cholesky_ex(hessian)
         if failed:
             raise _not_positive(self.damping)

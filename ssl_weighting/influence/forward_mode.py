@@ -1,8 +1,8 @@
 """Forward mode: the directional derivative of the logits in one pass, with no backward pass and no graph.
 
-PyTorch's dual tensors carry (x, ẋ) through any operation. The three kinds of layer that take nearly all the time
-of a convolutional net have formulas of their own here, because PyTorch composes batch norm's from some ten passes
-over memory and allocates where it could accumulate:
+PyTorch's dual tensors carry (x, ẋ) through any operation. The three kinds of layer that take nearly all the
+time of a convolutional net have formulas of their own here, because PyTorch composes batch norm's from some
+ten passes over memory and allocates where it could accumulate:
 
     convolution, linear   y = W∗x + b,  ẏ = W∗ẋ + (V∗x + b̊)          three products; two at the first layer
     batch norm (eval)     y = s x + t,  ẏ = s ẋ + (ṡ x + ṫ),  s = γ/√(σ²+ε)
@@ -57,12 +57,11 @@ def logits_and_tangents(
     try:
         with forward_ad.dual_level():
             duals = {
-                name: forward_ad.make_dual(_fast_layout(p), _fast_layout(direction[name]))
-                for name, p in parameters.items()
+                name: _pack(_fast_layout(p), _fast_layout(direction[name])) for name, p in parameters.items()
             }
             with _ClosedForms():
                 logits = logits_at(network, duals, inputs, head)
-            primal, tangent = forward_ad.unpack_dual(logits)
+            primal, tangent = _unpack(logits)
     except (NotImplementedError, RuntimeError) as error:
         message = str(error)
         if "forward AD" not in message and "jvp" not in message:
@@ -93,12 +92,15 @@ class _ClosedForms(TorchFunctionMode):
 
 
 def _unpack(tensor: Tensor) -> tuple[Tensor, Tensor | None]:
-    primal, tangent = forward_ad.unpack_dual(tensor)
+    primal, tangent = forward_ad.unpack_dual(tensor)  # type: ignore[no-untyped-call]
     return primal, tangent
 
 
 def _pack(primal: Tensor, tangent: Tensor | None) -> Tensor:
-    return primal if tangent is None else forward_ad.make_dual(primal, tangent)
+    if tangent is None:
+        return primal
+    dual: Tensor = forward_ad.make_dual(primal, tangent)  # type: ignore[no-untyped-call]
+    return dual
 
 
 def _affine(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -68,7 +68,8 @@ def per_example_products(
         direction: v, of the names and shapes of ``parameters``.
         engine: See the module. ``auto``: forward mode, the fastest and leanest; where an operation has no
             forward derivative, ``activation``, and where a layer is not known to it, ``vmap``.
-        chunk_size: Examples at a time, which bounds the memory. 0: 32 on a CPU, whose caches they fit, else 256.
+        chunk_size: Examples at a time, which bounds the memory. 0: 32 on a CPU, whose caches they fit, else
+            256.
 
     Returns:
         For every term (B,), in the dtype of ``parameters``.
@@ -167,9 +168,12 @@ def _serial(
         one = slice(i, i + 1)
         logits = logits_at(network, theta, rows(examples.inputs, one), examples.head)
         loss = examples.distance.value(logits, examples.target[one])[0]
+        if not loss.requires_grad:  # another head than the scope's
+            products.append(torch.zeros_like(loss))
+            continue
         gradients = torch.autograd.grad(loss, list(theta.values()), allow_unused=True)
         dots = [(g * direction[n]).sum() for n, g in zip(theta, gradients, strict=True) if g is not None]
-        products.append(torch.stack(dots).sum() if dots else loss.new_zeros(()))
+        products.append(torch.stack(dots).sum())
     return torch.stack(products).detach()
 
 

@@ -1,0 +1,210 @@
+"""ReMixMatch (Berthelot et al. 2020)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ssl_weighting.algorithms.base import (
+    Algorithm,
+    Context,
+    Labeled,
+    Model,
+    Show,
+    Unlabeled,
+    all_processes,
+    checked_coefficient,
+    checked_fraction,
+    checked_positive,
+    one_hot_like,
+    paused_statistics,
+    sharpened,
+    supervised_term,
+    unlabeled_term,
+    update_rates,
+)
+from ssl_weighting.algorithms.mixmatch import draw_mixing, mixed
+from ssl_weighting.augment import CTAugment
+from ssl_weighting.augment.ops import check_images
+from ssl_weighting.errors import UserError
+from ssl_weighting.terms import CROSS_ENTROPY, LossTerm
+
+HISTORY = 128
+"""Batches over which the network's mean prediction is taken, as in Google's code."""
+DATA_DECAY = 0.999
+"""Decay of the running average of the labelled examples' classes, as in Google's code."""
+
+
+class UncutCTAugment(CTAugment):
+    """CTAugment as in ReMixMatch, without the cutout that FixMatch ends it with."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Augment each image (B, C, H, W) by operations drawn from the rates."""
+        check_images(images)
+        return self._augment(images, *self.draw(len(images)))
+
+
+class ReMixMatch(Algorithm):
+    """MixMatch with distribution alignment, augmentation anchoring and a rotation task.
+
+    With one weak view u₀ and K strong views u_k of an unlabelled example (Berthelot et al. 2020, Alg. 1):
+
+        q = sharpen( normalise( p(y | u₀) · p_data / p_model ), T )     distribution alignment (Sec. 3.1)
+        (x', y') = s · (x, y) + (1 − s) · (x̃, ỹ)                        mixing, as in MixMatch, of x, u₀ …
+        u_K
+        H(y', p(y | x'))                                                of the mixed labelled examples
+        w_u(t) · H(q', p(y | u'_k))                                     of the mixed views, averaged over k =
+        0 … K
+        w_1(t) · H(q, p(y | u₁))                                        of the first strong view, unmixed
+        (Sec. 3.3)
+        w_r · H(r, p(r | rotate(u₁, r)))                                r one of four quarter turns
+
+    p_model is the mean prediction on the weak views of the last 128 batches, p_data a running average of the
+    labelled examples' classes; both are used before the batch at hand counts. Labelled examples are augmented
+    strongly too, and after every θ step CTAugment's rates learn from them.
+
+    Which λ a mixed example touches: its primary's, as in
+    :class:`~ssl_weighting.algorithms.mixmatch.MixMatch`. The rotation loss has a head of its own: λ weighs
+    it, but an influence through the classifier's last layer is 0.
+
+    Batch norm's running statistics follow the forward pass of the mixed images; the guess, the first strong
+    view and the rotated images leave them alone.
+
+    Args:
+        num_strong: K (8; 1 with 40 labels).
+        temperature: T.
+        alpha: α of the Beta distribution.
+        coefficient: w_u after its ramp.
+        strong_coefficient: w_1 after its ramp; 0 leaves the loss out.
+        rotation_coefficient: w_r, not ramped (2 or 3 with 40 labels); 0 leaves the loss and its head out.
+        ramp: Share of training over which w_u and w_1 rise linearly from 0; 0 for none. Google's 1,024
+            kibi-images are 1/64 of its runs.
+        strong: Strong augmentations, applied in turn after the weak ones; default CTAugment.
+    """
+
+    guesses: Tensor
+    classes: Tensor
+
+    def __init__(
+        self,
+        num_strong: int = 8,
+        temperature: float = 0.5,
+        alpha: float = 0.75,
+        coefficient: float = 1.5,
+        strong_coefficient: float = 0.5,
+        rotation_coefficient: float = 0.5,
+        ramp: float = 1 / 64,
+        strong: list[nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        if num_strong < 1:
+            raise UserError(f"model.algorithm.num_strong={num_strong}: must be at least 1")
+        self.temperature = checked_positive("model.algorithm.temperature", temperature, "1 for no sharpening")
+        self.alpha = checked_positive("model.algorithm.alpha", alpha)
+        self.coefficient = checked_coefficient("model.algorithm.coefficient", coefficient)
+        self.strong_coefficient = checked_coefficient(
+            "model.algorithm.strong_coefficient", strong_coefficient
+        )
+        self.rotation_coefficient = checked_coefficient(
+            "model.algorithm.rotation_coefficient", rotation_coefficient
+        )
+        self.ramp = checked_fraction("model.algorithm.ramp", ramp)
+        self.strong = nn.ModuleList([UncutCTAugment()] if strong is None else strong)
+        anchored = {f"strong_{k + 1}": ("weak", *self.strong) for k in range(num_strong)}
+        self.views = {"weak": ("weak",), **anchored}
+        self.labeled_view = ("weak", *self.strong)
+        self.extra_heads = {"rotation": 4} if self.rotation_coefficient else {}
+
+    def prepare(self, num_unlabeled: int, num_classes: int) -> None:
+        """See :meth:`Algorithm.prepare`."""
+        self.register_buffer("guesses", torch.full((HISTORY, num_classes), 1 / num_classes))
+        self.register_buffer("classes", torch.full((num_classes,), 1 / num_classes))
+
+    def loss_terms(
+        self, model: Model, labeled: Labeled, unlabeled: Unlabeled, context: Context
+    ) -> list[LossTerm]:
+        """See :meth:`Algorithm.loss_terms`."""
+        views, index = [unlabeled.views[name] for name in self.views], unlabeled.index
+        with torch.no_grad(), paused_statistics(model):
+            guess = model(views[0]).probabilities()
+        target = sharpened(self.aligned(guess), self.temperature)
+        if context.learning:
+            self._remember(guess, labeled.target)
+
+        sizes = [len(labeled.target), *[len(target)] * len(views)]
+        inputs = torch.cat([labeled.inputs, *views])
+        targets = torch.cat([labeled.target, *[target] * len(views)])
+        share, partner = draw_mixing(len(inputs), self.alpha, targets)
+        outputs = model.joint(*torch.split(mixed(inputs, share, partner), sizes))
+        known, *guessed = zip(outputs, torch.split(mixed(targets, share, partner), sizes), strict=True)
+
+        ramp, confidence = context.ramp(self.ramp), guess.amax(-1)
+        terms = [supervised_term(*known)]
+        if self.rotation_coefficient:
+            with paused_statistics(model):
+                images, turns = rotated(views[1])
+                rotation = model(images, head="rotation")
+            truth = one_hot_like(turns, rotation.probabilities())
+            scale = self.rotation_coefficient
+            terms.append(
+                unlabeled_term(
+                    "rotation", rotation, truth, CROSS_ENTROPY, index, scale=scale, head="rotation"
+                )
+            )
+        for name, (output, mixed_target) in zip(self.views, guessed, strict=True):
+            scale = self.coefficient * ramp / len(views)
+            terms.append(
+                unlabeled_term(
+                    f"mixed_{name}",
+                    output,
+                    mixed_target,
+                    CROSS_ENTROPY,
+                    index,
+                    scale=scale,
+                    confidence=confidence,
+                )
+            )
+        if self.strong_coefficient:
+            with paused_statistics(model):
+                strong = model(views[1])
+            scale = self.strong_coefficient * ramp
+            terms.append(
+                unlabeled_term(
+                    "strong", strong, target, CROSS_ENTROPY, index, scale=scale, confidence=confidence
+                )
+            )
+        return terms
+
+    def aligned(self, guess: Tensor) -> Tensor:
+        """Predictions (B, C), their classes as frequent as those of the labelled examples (Sec. 3.1)."""
+        ratio = (1e-6 + self.classes / self.classes.sum()) / (1e-6 + self.guesses.mean(0))
+        weighted = guess * ratio.to(guess.dtype)
+        return weighted / weighted.sum(-1, keepdim=True)
+
+    @torch.no_grad()
+    def _remember(self, guess: Tensor, labels: Tensor) -> None:
+        newest = all_processes(guess).mean(0, keepdim=True)
+        self.guesses.copy_(torch.cat((self.guesses[1:], newest.to(self.guesses.dtype))))
+        self.classes.lerp_(all_processes(labels).mean(0).to(self.classes.dtype), 1 - DATA_DECAY)
+
+    def after_step(self, show: Show, context: Context) -> None:
+        """See :meth:`Algorithm.after_step`."""
+        for augmentation in self.strong:
+            if isinstance(augmentation, CTAugment):
+                update_rates(augmentation, show, context)
+
+
+def rotated(images: Tensor) -> tuple[Tensor, Tensor]:
+    """A quarter of the batch turned by 0, 90, 180 and 270 degrees each, and the number of turns (B,) int64.
+
+    Raises:
+        UserError: If the images (B, C, H, W) are not square.
+    """
+    if images.dim() != 4 or images.shape[2] != images.shape[3]:
+        raise UserError(
+            f"model.algorithm.rotation_coefficient: square images can be rotated, not inputs of shape "
+            f"{tuple(images.shape[1:])}; set it to 0"
+        )
+    quarters = images.tensor_split(4)
+    turns = [torch.full((len(part),), turn, device=images.device) for turn, part in enumerate(quarters)]
+    return torch.cat([part.rot90(turn, (2, 3)) for turn, part in enumerate(quarters)]), torch.cat(turns)

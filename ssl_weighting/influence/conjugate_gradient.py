@@ -1,0 +1,84 @@
+"""Martens (2010): the inverse by conjugate gradients on products with the curvature."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ssl_weighting.errors import UserError
+from ssl_weighting.influence.curvature import check_curvature
+from ssl_weighting.influence.scoped import Problem, ScopedInfluence, check_damping, check_positive
+
+
+class ConjugateGradient(ScopedInfluence):
+    """Solves (H + δ) v = g until |g − (H + δ)v| ≤ tolerance · |g| (Martens 2010; Table A1).
+
+    Where it meets a direction of negative curvature, it says so in a warning and returns what it has (along g
+    itself: g/δ). Stopping after ``max_iterations`` is no error: it regularises, as Martens recommends.
+
+    Args:
+        max_iterations: Most products with H.
+        tolerance: Relative residual at which to stop. Float32 cannot go far below 1e-5.
+        damping: δ.
+        curvature: ``ggn`` (positive semi-definite for cross-entropy) or ``hessian`` (indefinite far from a
+            minimum).
+        options: ``scope``, ``engine`` and ``chunk_size``; see :class:`ScopedInfluence`.
+
+    Raises:
+        UserError: For an argument out of range.
+    """
+
+    def __init__(
+        self,
+        max_iterations: int = 20,
+        tolerance: float = 1e-4,
+        damping: float = 5e-4,
+        curvature: Literal["ggn", "hessian"] = "ggn",
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        check_positive("max_iterations", max_iterations)
+        check_positive("tolerance", tolerance)
+        self.max_iterations, self.tolerance = max_iterations, tolerance
+        self.damping, self.curvature = check_damping(damping), check_curvature(curvature)
+
+    def solve(self, problem: Problem, gradient: Tensor) -> Tensor:
+        """See :meth:`ScopedInfluence.solve`."""
+        operator = problem.operator(self.curvature, self.damping)
+        solution = torch.zeros_like(gradient)
+        residual, direction = gradient.clone(), gradient.clone()
+        square = gradient @ gradient
+        goal = self.tolerance**2 * square
+        for iteration in range(self.max_iterations):
+            if square <= goal:
+                break
+            product = operator(direction)
+            curvature = direction @ product
+            if not curvature > 0:
+                return self._negative(
+                    solution, gradient, float(curvature / (direction @ direction)), iteration
+                )
+            step = square / curvature
+            solution += step * direction
+            residual -= step * product
+            previous, square = square, residual @ residual
+            direction = residual + (square / previous) * direction
+        return solution
+
+    def _negative(self, solution: Tensor, gradient: Tensor, curvature: float, iteration: int) -> Tensor:
+        mend = "choose influence.curvature='ggn' or raise influence.damping by at least its size"
+        if iteration == 0 and not self.damping > 0:
+            raise UserError(
+                f"influence.damping={self.damping:g}: the curvature along the validation gradient is "
+                f"{curvature:.3g}; {mend}"
+            )
+        warnings.warn(
+            f"conjugate gradients met negative curvature ({curvature:.3g}) after {iteration} steps and "
+            f"stopped there; {mend}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return gradient / self.damping if iteration == 0 else solution

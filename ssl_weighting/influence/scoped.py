@@ -1,0 +1,187 @@
+"""What influences over a scope of parameters share: solve v = H⁻¹∇L(V') once, then ∇ℓ_uᵀ v for every u."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from ssl_weighting.errors import NonFiniteError, UserError
+from ssl_weighting.influence.base import Influence, Network
+from ssl_weighting.influence.curvature import CurvatureOperator, unflatten
+from ssl_weighting.influence.evaluation import HeadsOnly, batches_of, of_features, plain_evaluation
+from ssl_weighting.influence.products import Engine, check_engine, per_example_products
+from ssl_weighting.influence.scope import check_scope, scope_parameters
+from ssl_weighting.terms import LossTerm, Objective
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One Λ step's linear algebra over a scope: what a solver may ask for.
+
+    Attributes:
+        network: A function of the terms' inputs: the classifier, or its heads alone for the last layer.
+        parameters: θ in scope.
+        objective: The training loss, its terms' inputs being what ``network`` takes.
+        validation: The supervised loss on V', likewise.
+        engine: For :meth:`products`.
+        products_chunk: Examples at a time in :meth:`products`; 0 is automatic.
+        curvature_chunk: Examples at a time in :meth:`operator`; 0 is all at once.
+    """
+
+    network: nn.Module
+    parameters: Mapping[str, Tensor]
+    objective: Objective
+    validation: LossTerm
+    engine: str
+    products_chunk: int
+    curvature_chunk: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of θ, in which everything is computed."""
+        return next(iter(self.parameters.values())).dtype
+
+    def validation_gradient(self) -> Tensor:
+        """G = ∇L(V'), (P,)."""
+        return self.operator_of(Objective([self.validation], [None]), "ggn", 0.0).gradient()
+
+    def operator(self, curvature: str, damping: float) -> CurvatureOperator:
+        """H + δ of the training loss."""
+        return self.operator_of(self.objective, curvature, damping)
+
+    def operator_of(
+        self,
+        objective: Objective,
+        curvature: str,
+        damping: float,
+        parameters: Mapping[str, Tensor] | None = None,
+    ) -> CurvatureOperator:
+        """H + δ of any objective, at any θ."""
+        batches = batches_of(objective, self.dtype)
+        return CurvatureOperator(
+            self.network, parameters or self.parameters, batches, curvature, damping, self.curvature_chunk
+        )
+
+    def products(
+        self,
+        terms: Sequence[LossTerm],
+        vector: Tensor,
+        parameters: Mapping[str, Tensor] | None = None,
+    ) -> list[Tensor]:
+        """∇ℓ_uᵀ v of every example of some terms, for v (P,)."""
+        return per_example_products(
+            self.network,
+            parameters or self.parameters,
+            terms,
+            unflatten(vector, self.parameters),
+            self.engine,
+            self.products_chunk,
+        )
+
+
+class ScopedInfluence(Influence):
+    """Influences through an approximate H⁻¹ over a scope of parameters.
+
+    The network is in evaluation mode meanwhile (BatchNorm's running statistics, no dropout) and autocast is
+    off, whatever they are outside; targets and masks are those of the terms, and constants.
+
+    Args:
+        scope: Which parameters count as trainable: ``last_layer``, ``last_block``, ``all``, or a regular
+            expression that is searched for in the parameters' names. For the last layer the terms' features
+            are used and the backbone is not run.
+        engine: How ∇ℓ_uᵀ v is computed for every example: ``auto``, ``jvp``, ``activation``, ``vmap``,
+            ``serial``.
+        chunk_size: Examples at a time, which bounds the memory. 0: for the products 32 on a CPU and 256 else;
+            for the curvature of the whole network 64, and of anything less the whole batch at once, whose
+            graph then serves all iterations.
+
+    Raises:
+        UserError: For an argument out of range.
+    """
+
+    def __init__(self, scope: str = "last_layer", engine: Engine = "auto", chunk_size: int = 0) -> None:
+        self.scope, self.engine = check_scope(scope), check_engine(engine)
+        if chunk_size < 0:
+            raise UserError(f"influence.chunk_size={chunk_size}: must be at least 1, or 0 for automatic")
+        self.chunk_size = chunk_size
+
+    @abstractmethod
+    def solve(self, problem: Problem, gradient: Tensor) -> Tensor:
+        """V = H⁻¹ g.
+
+        Args:
+            problem: What there is to invert.
+            gradient: g = ∇L(V'), (P,), flattened over the scope.
+
+        Returns:
+            v, (P,).
+
+        Raises:
+            UserError: If there is no such v; names the mend.
+        """
+
+    def problem(self, network: Network, objective: Objective, validation: LossTerm) -> Problem:
+        """The linear algebra of one Λ step; see :class:`Problem`."""
+        module = cast(nn.Module, network)
+        if self.scope == "last_layer":
+            module = HeadsOnly(module)
+        parameters = scope_parameters(module, self.scope, validation.head)
+        if self.scope == "last_layer":
+            dtype = next(iter(parameters.values())).dtype
+            joined: dict[int, LossTerm] = {id(t): of_features(t, dtype) for t in objective.terms}
+            objective = Objective([joined[id(t)] for t in objective.terms], objective.weights)
+            validation = of_features(validation, dtype)
+        whole = self.scope not in ("last_layer", "last_block")
+        return Problem(
+            module,
+            parameters,
+            objective,
+            validation,
+            self.engine,
+            self.chunk_size,
+            self.chunk_size or (64 if whole else 0),
+        )
+
+    def evaluate(self, network: Network, objective: Objective, validation: LossTerm) -> list[Tensor]:
+        """−∇ℓ_uᵀ H⁻¹ g of every unlabelled example, term by term. Called within ``plain_evaluation``."""
+        problem = self.problem(network, objective, validation)
+        solution = self.solve(problem, problem.validation_gradient())
+        indexed = [term for term in problem.objective.terms if term.index is not None]
+        return [-product for product in problem.products(indexed, solution)]
+
+    def __call__(self, network: Network, objective: Objective, validation: LossTerm) -> list[Tensor]:
+        """See :meth:`Influence.__call__`."""
+        with plain_evaluation(cast(nn.Module, network)):
+            influences = self.evaluate(network, objective, validation)
+        if not all(bool(torch.isfinite(part).all()) for part in influences):
+            raise NonFiniteError(
+                f"influence={type(self).__name__}: an influence is not finite; look for a loss or gradient "
+                "that overflows (lower the learning rate), or raise influence.damping"
+            )
+        return influences
+
+
+def check_damping(damping: float) -> float:
+    """``damping``, if it is at least 0.
+
+    Raises:
+        UserError: If it is not.
+    """
+    if not damping >= 0:
+        raise UserError(f"influence.damping={damping}: must be at least 0")
+    return float(damping)
+
+
+def check_positive(name: str, value: float) -> None:
+    """Refuse what is not above 0.
+
+    Raises:
+        UserError: Naming the argument.
+    """
+    if not value > 0:
+        raise UserError(f"influence.{name}={value}: must be above 0")
