@@ -2,9 +2,10 @@
 
     python benchmarks/theta_step.py [--labeled 8] [--unlabeled 24] [--steps 4] [--json FILE]
 
-The step is the trainer's own: views, forward passes, losses, backward pass, optimiser, moving average, and what the
-method does after it. The floor is the same network on ready-made random images, in the passes that the method's
-equations need and no more. Both are timed in turn, so that another load on the machine meets both; medians.
+The step is the trainer's own: views, forward passes, losses, backward pass, optimiser, moving average, and
+what the method does after it. The floor is the same network on ready-made random images, in the passes that
+the method's equations need and no more. Both are timed in turn; the ratio is that of the medians. On a CPU,
+time is the process's own in one thread, which other loads on the machine change little.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from ssl_weighting.module import SSLModule
 
 
 class Passes(NamedTuple):
-    """Forward passes by what follows them; each a list of numbers of images.
+    """Forward passes by what follows them; each several numbers of images.
 
     Attributes:
         learn: A backward pass to θ.
@@ -52,24 +53,24 @@ class Passes(NamedTuple):
         probe: A backward pass to the images (VAT).
     """
 
-    learn: list[int]
-    look: list[int] = []
-    probe: list[int] = []
+    learn: tuple[int, ...]
+    look: tuple[int, ...] = ()
+    probe: tuple[int, ...] = ()
 
 
 METHODS: dict[str, tuple[Callable[[], Algorithm], Callable[[int, int], Passes]]] = {
-    "supervised": (Supervised, lambda n, u: Passes([n])),
-    "pseudo_label": (PseudoLabel, lambda n, u: Passes([n, u])),
-    "vat": (VAT, lambda n, u: Passes([n, u, u], probe=[u])),
-    "mean_teacher": (MeanTeacher, lambda n, u: Passes([n, u], look=[u])),
-    "mixmatch": (MixMatch, lambda n, u: Passes([n + 2 * u], look=[2 * u])),
-    "remixmatch": (ReMixMatch, lambda n, u: Passes([n + 9 * u, u, u], look=[u, n])),
-    "uda": (UDA, lambda n, u: Passes([n + 2 * u])),
-    "fixmatch": (FixMatch, lambda n, u: Passes([n + 2 * u])),
-    "fixmatch_cta": (lambda: FixMatch(strong=[CTAugment()]), lambda n, u: Passes([n + 2 * u], look=[n])),
-    "flexmatch": (FlexMatch, lambda n, u: Passes([n + 2 * u])),
-    "freematch": (FreeMatch, lambda n, u: Passes([n + 2 * u])),
-    "softmatch": (SoftMatch, lambda n, u: Passes([n + 2 * u])),
+    "supervised": (Supervised, lambda n, u: Passes((n,))),
+    "pseudo_label": (PseudoLabel, lambda n, u: Passes((n, u))),
+    "vat": (VAT, lambda n, u: Passes((n, u, u), probe=(u,))),
+    "mean_teacher": (MeanTeacher, lambda n, u: Passes((n, u), look=(u,))),
+    "mixmatch": (MixMatch, lambda n, u: Passes((n + 2 * u,), look=(2 * u,))),
+    "remixmatch": (ReMixMatch, lambda n, u: Passes((n + 9 * u, u, u), look=(u, n))),
+    "uda": (UDA, lambda n, u: Passes((n + 2 * u,))),
+    "fixmatch": (FixMatch, lambda n, u: Passes((n + 2 * u,))),
+    "fixmatch_cta": (lambda: FixMatch(strong=[CTAugment()]), lambda n, u: Passes((n + 2 * u,), look=(n,))),
+    "flexmatch": (FlexMatch, lambda n, u: Passes((n + 2 * u,))),
+    "freematch": (FreeMatch, lambda n, u: Passes((n + 2 * u,))),
+    "softmatch": (SoftMatch, lambda n, u: Passes((n + 2 * u,))),
 }
 
 
@@ -129,8 +130,9 @@ def floor(net: Any, passes: Passes, images: dict[int, torch.Tensor]) -> None:
 
 
 def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    if not torch.cuda.is_available():
+        return time.process_time()
+    torch.cuda.synchronize()
     return time.perf_counter()
 
 
@@ -187,11 +189,8 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     for logger in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(logger).setLevel(logging.ERROR)
-    device = (
-        torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f"CPU, {torch.get_num_threads()} threads"
-    )
+    torch.set_num_threads(1)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU, 1 thread"
     print(f"WRN-{options.depth}-{options.width}, {options.labeled}/{options.unlabeled} images, {device}")
     print(f"{'method':14s}{'step s':>9s}{'floor s':>9s}{'ratio':>7s}")
     results = []

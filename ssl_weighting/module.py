@@ -136,6 +136,7 @@ class SSLModule(LightningModule):
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         self._influence_batches: Iterator[tuple[dict[str, Examples], int, int]] | None = None
         self._finite = _FiniteGuard()
+        self._evaluated: dict[str, Tensor] = {}
         self.latest: dict[str, float] = {}
         """The newest value of everything logged, for progress displays."""
 
@@ -365,6 +366,14 @@ class SSLModule(LightningModule):
         """Error and loss of the averaged θ on the test set."""
         self._evaluate(batch, "test")
 
+    def on_validation_epoch_end(self) -> None:
+        """Log errors and losses."""
+        self._log_evaluation()
+
+    def on_test_epoch_end(self) -> None:
+        """Log error and loss."""
+        self._log_evaluation()
+
     def predict_step(self, batch: Examples, batch_idx: int) -> tuple[Tensor, Tensor]:
         """Rows (B,) and class probabilities (B, C) of the averaged θ."""
         return batch.index, self._probabilities(batch)
@@ -377,12 +386,19 @@ class SSLModule(LightningModule):
 
     def _evaluate(self, batch: Examples, name: str) -> None:
         probabilities = self._probabilities(batch)
-        error = (probabilities.argmax(-1) != batch.labels).float().mean()
-        loss = F.nll_loss(probabilities.clamp_min(1e-12).log(), batch.labels)
-        values = {f"{name}/error": error, f"{name}/loss": loss, "step": float(self.global_step)}
-        self.log_dict(
-            values, batch_size=len(batch.labels), on_epoch=True, add_dataloader_idx=False, sync_dist=True,
-        )
+        wrong = (probabilities.argmax(-1) != batch.labels).sum()
+        loss = F.nll_loss(probabilities.clamp_min(1e-12).log(), batch.labels, reduction="sum")
+        sums = torch.stack((wrong.to(loss), loss, loss.new_tensor(len(batch.labels))))
+        self._evaluated[name] = self._evaluated.get(name, 0) + sums
+
+    def _log_evaluation(self) -> None:
+        values = {}
+        for name, sums in self._evaluated.items():
+            wrong, loss, count = self.trainer.strategy.reduce(sums, reduce_op="sum")
+            values |= {f"{name}/error": wrong / count, f"{name}/loss": loss / count}
+        self._evaluated = {}
+        self.log_dict(values, logger=False)  # for callbacks and for what trainer.test returns
+        self._log_now(values)
 
     # ---- logs ---------------------------------------------------------------------------------------------
 

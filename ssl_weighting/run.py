@@ -9,7 +9,6 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -219,27 +218,22 @@ class CLI(LightningCLI):
         if self.trainer.interrupted:
             raise KeyboardInterrupt
         assert self.directory is not None
-        errors: dict[str, float] = {}
-        for results in (
-            self.trainer.validate(self.model, self.datamodule, verbose=False),
-            self.trainer.test(self.model, self.datamodule, verbose=False),
-        ):
-            for result in results:
-                errors |= result
-        print_summary(self.model, errors, self.directory)
+        self.trainer.validate(self.model, self.datamodule, verbose=False)
+        self.trainer.test(self.model, self.datamodule, verbose=False)
+        print_summary(self.model, self.directory)
 
     def test(self, **arguments: Any) -> None:
         """Print the test error of a checkpoint."""
-        self._print_errors(self.trainer.test(**arguments | {"verbose": False}))
+        self.trainer.test(**arguments | {"verbose": False})
+        self._print_error("test")
 
     def validate(self, **arguments: Any) -> None:
         """Print the validation error of a checkpoint."""
-        self._print_errors(self.trainer.validate(**arguments | {"verbose": False}))
+        self.trainer.validate(**arguments | {"verbose": False})
+        self._print_error("validation")
 
-    def _print_errors(self, results: Sequence[Mapping[str, float]]) -> None:
-        for name, value in {k: v for result in results for k, v in result.items()}.items():
-            if name.endswith("/error"):
-                print(f"{name.removesuffix('/error')} error: {100 * value:.2f} %")
+    def _print_error(self, name: str) -> None:
+        print(f"{name} error: {100 * self.model.latest[f'{name}/error']:.2f} %")
 
     def predict(self, **arguments: Any) -> None:
         """Write the class probabilities that a checkpoint gives to ``predictions.parquet``."""

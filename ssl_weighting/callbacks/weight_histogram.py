@@ -36,9 +36,6 @@ class WeightHistogram(Callback):
         } | {f"weights/q{q:02d}": np.quantile(values, q / 100) for q in (5, 25, 50, 75, 95)}
         numbers = {name: float(value) for name, value in numbers.items()}
         pl_module.latest.update(numbers)
-        for name in ("validation/error", "validation/loss", "test/error"):
-            if name in trainer.callback_metrics:
-                pl_module.latest[name] = float(trainer.callback_metrics[name])
         for logger in trainer.loggers:
             logger.log_metrics(numbers, step=trainer.global_step)
             if isinstance(logger, TensorBoardLogger):

@@ -90,7 +90,8 @@ class Case:
         return torch.func.grad(lambda t: self.loss(names, t, only))(self.flat(names)[1])
 
     def hessian(self, names: list[str]) -> Tensor:
-        # Column by column: vmap has a wrong rule for layer norm's second derivative (torch 2.15, by finite differences).
+        # Not by torch.func: vmap's rule for layer norm's second derivative is wrong in torch 2.15, as finite
+        # differences show.
         return torch.autograd.functional.hessian(
             lambda t: self.loss(names, t, self.objective), self.flat(names)[1], vectorize=False
         )

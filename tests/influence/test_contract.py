@@ -1,4 +1,4 @@
-"""What every influence promises; it finds the solvers by itself, so that a new one is tested as it is added."""
+"""What every influence promises; the solvers are discovered, so that a new one is tested as it is added."""
 
 import importlib
 import inspect
@@ -41,7 +41,15 @@ def _recorded(solver, c):
 
 
 def test_the_family_is_complete():
-    expected = {"ExactLastLayer", "Identity", "Neumann", "ConjugateGradient", "LiSSA", "Larsen", "TruncatedUnroll"}
+    expected = {
+        "ExactLastLayer",
+        "Identity",
+        "Neumann",
+        "ConjugateGradient",
+        "LiSSA",
+        "Larsen",
+        "TruncatedUnroll",
+    }
     assert expected <= SOLVERS.keys()
 
 
@@ -56,7 +64,9 @@ def test_contract(case, solver, options, kind):
         influences = _recorded(solver(**options), c)(c.network, c.objective, c.validation)
     indexed = [t for t in c.objective.terms if t.index is not None]
     assert [i.shape for i in influences] == [t.mask.shape for t in indexed]
-    assert all(i.dtype == torch.float64 and torch.isfinite(i).all() and not i.requires_grad for i in influences)
+    assert all(
+        i.dtype == torch.float64 and torch.isfinite(i).all() and not i.requires_grad for i in influences
+    )
     assert influences[0].abs().max() > 0
     assert all(module.training for module in c.network.modules())
     assert all(p.requires_grad and p.grad is None for p in c.network.parameters())
@@ -74,7 +84,9 @@ def test_masked_examples_have_influence_but_no_curvature(case, solver, options):
     assert (influences[0][masked].abs() > 0).all()
 
 
-@pytest.mark.parametrize("name", [n for n, kind in SOLVERS.items() if "curvature" in inspect.signature(kind).parameters])
+@pytest.mark.parametrize(
+    "name", [n for n, kind in SOLVERS.items() if "curvature" in inspect.signature(kind).parameters]
+)
 def test_curvature_is_an_option(case, name):
     c = case("mlp")
     solver = SOLVERS[name](curvature="hessian", scope="all")
@@ -88,8 +100,16 @@ def test_bfloat16_features_of_autocast_are_taken(case, solver, options):
     c = case("mlp")
     c.network.float()
     cast = lambda t: type(t)(  # noqa: E731
-        t.name, t.inputs.float(), t.features.bfloat16(), t.logits.bfloat16(), t.target.float(), t.distance,
-        t.mask.float(), t.index, t.head, t.scale,
+        t.name,
+        t.inputs.float(),
+        t.features.bfloat16(),
+        t.logits.bfloat16(),
+        t.target.float(),
+        t.distance,
+        t.mask.float(),
+        t.index,
+        t.head,
+        t.scale,
     )
     weights = [None if w is None else w.float() for w in c.objective.weights]
     c.objective = type(c.objective)([cast(t) for t in c.objective.terms], weights)

@@ -14,7 +14,10 @@ def test_presets_on_a_wide_resnet():
     network = Classifier(WideResNet(10, 1), 10, extra_heads={"rotation": 4})
     everything = [n for n, _ in network.named_parameters()]
     assert list(scope_parameters(network, "all")) == everything
-    assert list(scope_parameters(network, "last_layer")) == ["heads.classifier.weight", "heads.classifier.bias"]
+    assert list(scope_parameters(network, "last_layer")) == [
+        "heads.classifier.weight",
+        "heads.classifier.bias",
+    ]
     block = list(scope_parameters(network, "last_block"))
     assert {n.rpartition(".")[0] for n in block} == {
         "backbone.groups.2.0.norm1",

@@ -75,7 +75,13 @@ def test_equals_finite_differences_through_the_optimiser(case, kind, options, cl
 
     h = 1e-5
     chosen = [1, 5, 8, n - 1]
-    expected = torch.stack([(loss(zero.index_fill(0, torch.tensor([u]), h)) - loss(zero.index_fill(0, torch.tensor([u]), -h))) / (2 * h) for u in chosen])
+    expected = torch.stack(
+        [
+            (loss(zero.index_fill(0, torch.tensor([u]), h)) - loss(zero.index_fill(0, torch.tensor([u]), -h)))
+            / (2 * h)
+            for u in chosen
+        ]
+    )
     assert expected.abs().max() > 0
     assert (influences[chosen] - expected).abs().max() <= 1e-6 * expected.abs().max()
 

@@ -1,0 +1,24 @@
+"""The paper's Section 4.4, side by side in one run: ``ssl-weighting bench influence`` and its sibling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ssl_weighting.bench import influence, per_example_gradient
+
+BENCHMARKS: dict[str, Callable[[list[str]], int]] = {
+    "influence": influence.main,
+    "per-example-gradient": per_example_gradient.main,
+}
+
+
+def main(argv: list[str]) -> int:
+    """Run the benchmark that the first argument names; the others are its options.
+
+    Returns:
+        The exit status: 0, or 2 with a line of usage where there is no such benchmark.
+    """
+    if argv and argv[0] in BENCHMARKS:
+        return BENCHMARKS[argv[0]](argv[1:])
+    print(f"usage: ssl-weighting bench {{{','.join(BENCHMARKS)}}} [--quick] [--json FILE] [--help]")
+    return 0 if argv in (["-h"], ["--help"]) else 2
