@@ -39,6 +39,7 @@ UNHELPFUL_WARNINGS = (
     r".*LightningCLI's args parameter is intended.*",  # recipes' names were turned into paths
     r".*isinstance\(treespec, LeafSpec\).*",  # inside Lightning
     r".*in eval mode at the start of training.*",  # the moving average of the model
+    r".*smaller than the logging interval.*",  # the last step is logged by the evaluation
     r".*your dataloader is not resumable.*",  # batches are a function of the step
     r".*torch\.jit\.script.*deprecated.*",  # inside torch
 )

@@ -183,6 +183,22 @@ def test_a_foreign_checkpoint(tmp_path, capsys):
         assert "ckpt_path" in capsys.readouterr().err
 
 
+def test_tensorboard_and_wandb_by_one_line(tmp_path, monkeypatch):
+    """Both write into the run's folder; W&B stays offline without a key."""
+    pytest.importorskip("tensorboard")
+    pytest.importorskip("wandb")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    assert fit(tmp_path, "--trainer.logger", "TensorBoard") == 0
+    (run,) = runs(tmp_path)
+    assert list(run.glob("tensorboard/events.out.tfevents.*"))
+    assert fit(tmp_path, "--trainer.logger", "WandbLogger") == 0
+    second = next(r for r in runs(tmp_path) if r != run)
+    assert list(second.glob("wandb/offline-run-*/*.wandb"))
+    assert (second / "metrics.csv").is_file()
+
+
 def test_help_is_short(capsys):
     assert main(["--help"]) == 0
     said = capsys.readouterr().out

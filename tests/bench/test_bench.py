@@ -23,7 +23,9 @@ def _one_thread():
 
 
 @pytest.mark.parametrize("benchmark", [influence, per_example_gradient])
-def test_rows_and_json(benchmark, tmp_path, capsys):
+def test_rows_and_json(benchmark, tmp_path, capsys, monkeypatch):
+    rows = [("exact", "last_layer"), ("neumann (20 terms)", "last_block"), ("identity", "all")]
+    monkeypatch.setattr(influence, "ROWS", rows)
     file = tmp_path / "result.json"
     rows = benchmark.run(Options(**{**vars(TINY), "json": str(file)}))
     result = json.loads(file.read_text())
