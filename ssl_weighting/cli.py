@@ -22,7 +22,7 @@ ssl-weighting: semi-supervised learning with one learned weight for every unlabe
   ssl-weighting test --ckpt_path RUN/checkpoints/last.ckpt      error on the test set
   ssl-weighting predict --ckpt_path RUN/checkpoints/last.ckpt   class probabilities, as parquet
 
-Also: validate; recipes (list them); fit --help (every option); fit --model.algorithm.help=UDA (one class).
+Also: validate; recipes (list them); bench (speed); fit --help (every option); fit --model.algorithm.help=UDA (one class).
 
 What people change most:
   --data.num_labeled N  --data.num_validation N     how many labels there are
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _commands() -> dict[str, Callable[[list[str]], int]]:
-    return {"recipes": _recipes, "demo": _demo}
+    return {"recipes": _recipes, "demo": _demo, "bench": _bench}
 
 
 def _recipes(argv: list[str]) -> int:
@@ -84,6 +84,12 @@ def _demo(argv: list[str]) -> int:
     from ssl_weighting.demo import main as demo
 
     return demo(argv)
+
+
+def _bench(argv: list[str]) -> int:
+    from ssl_weighting.bench import main as bench
+
+    return bench(argv)
 
 
 def run_lightning(argv: list[str]) -> Path | None:

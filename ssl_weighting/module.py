@@ -6,15 +6,18 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils import _pytree as pytree
 
 from ssl_weighting.algorithms.base import Algorithm, Context, Labeled, Unlabeled, View, supervised_term
@@ -24,6 +27,7 @@ from ssl_weighting.data.split import Split
 from ssl_weighting.ema import MovingAverage
 from ssl_weighting.errors import NonFiniteError, UserError
 from ssl_weighting.influence import ExactLastLayer, Influence
+from ssl_weighting.influence.base import ThetaStep
 from ssl_weighting.optim import BiasCorrection, MaskedAdam
 from ssl_weighting.schedules import Schedule, make_schedule
 from ssl_weighting.terms import LossTerm, Objective
@@ -153,8 +157,7 @@ class SSLModule(LightningModule):
 
     def _theta_step(self, batch: dict[str, Examples], batch_idx: int) -> None:
         """θ ← θ − α ∇_θ L(D', U', θ, Λ), line 5 (Eq. 3)."""
-        optimizer = self.optimizers()
-        assert isinstance(optimizer, Optimizer) or hasattr(optimizer, "optimizer")
+        optimizer = cast(LightningOptimizer, self.optimizers())
         objective = self._objective(batch)
         losses = [term.loss(weights) for term, weights in zip(objective.terms, objective.weights, strict=True)]
         loss = torch.stack(losses).sum()
@@ -166,15 +169,38 @@ class SSLModule(LightningModule):
         self.manual_backward(loss / self.accumulate)
         if (batch_idx + 1) % self.accumulate:
             return
+        if self.influence.records_steps and self.learns_weights:
+            self.influence.record_step(self._about_to_be_made(optimizer.optimizer, objective))
         if self.clip_norm is not None:
-            self.clip_gradients(optimizer, self.clip_norm, "norm")  # type: ignore[arg-type]
-        optimizer.step()  # type: ignore[union-attr]
-        optimizer.zero_grad()  # type: ignore[union-attr]
-        self.lr_schedulers().step()  # type: ignore[union-attr, call-arg]
+            self.clip_gradients(optimizer.optimizer, self.clip_norm, "norm")
+        optimizer.step()
+        optimizer.zero_grad()
+        cast(LRScheduler, self.lr_schedulers()).step()
         self.ema.update(self.model)
         with torch.no_grad():
             self.algorithm.after_step(partial(self._labeled, batch["labeled"]), self._context())
         self._log_theta_step(objective, losses, loss)
+
+    def _about_to_be_made(self, optimizer: Optimizer, objective: Objective) -> ThetaStep:
+        """The θ step whose gradient stands ready, for influences that walk it backwards."""
+        parameters = dict(self.model.named_parameters())
+        group = optimizer.param_groups[0]
+        decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+        scale = 1.0
+        if self.clip_norm is not None:
+            gradients = [p.grad for p in parameters.values() if p.grad is not None]
+            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+            scale = min(1.0, self.clip_norm / (float(norm) + 1e-6))  # as torch clips
+        fixed = [replace(t, features=t.features.detach(), logits=t.logits.detach()) for t in objective.terms]
+        return ThetaStep(
+            {name: p.detach().clone() for name, p in parameters.items()},
+            Objective(fixed, [w if w is None else w.clone() for w in objective.weights]),
+            lr=group["lr"],
+            momentum=group["momentum"],
+            weight_decay={name: decay.get(id(p), 0.0) for name, p in parameters.items()},
+            nesterov=group["nesterov"],
+            gradient_scale=scale,
+        )
 
     def _weight_step(self, batch: dict[str, Examples]) -> None:
         """λ_u ← λ_u − η ∂L_S(V', θ*(Λ))/∂λ_u for the u in U', lines 8 to 12 (Eq. 4 and 6)."""
@@ -190,8 +216,7 @@ class SSLModule(LightningModule):
         self._finite.see(self.global_step, {"the influence": gradient.sum()})
         self._finite.check()  # before Λ moves
         self.weights.step(index, gradient)  # line 12
-        moved = gradient != 0
-        self.record.moved(index[moved], gradient[moved])
+        self.record.moved(index, gradient)
         self._log_weight_step(index, gradient, validation)
 
     def _objective(self, batch: dict[str, Examples]) -> Objective:
@@ -199,7 +224,7 @@ class SSLModule(LightningModule):
         labeled, unlabeled = self._shown(batch["labeled"], batch["unlabeled"])
         terms = self.algorithm.loss_terms(self.model, labeled, unlabeled, self._context())
         for term in terms:
-            if term.index is not None:
+            if term.index is not None and term.head == "classifier":
                 self.record.saw(term.index, term.target, term.confidence)
         return Objective(terms, [None if t.index is None else self.weights.gather(t.index) for t in terms])
 
@@ -354,6 +379,13 @@ class SSLModule(LightningModule):
         if others:
             groups.append({"params": others, "weight_decay": 0.0})
         optimizer = self.make_optimizer(groups)
+        if self.influence.records_steps and not (
+            isinstance(optimizer, torch.optim.SGD) and self.accumulate == 1
+        ):
+            raise UserError(
+                f"model.influence={type(self.influence).__name__}: walks back through steps of torch.optim.SGD with "
+                "model.accumulate=1; use them, or another influence"
+            )
         return [optimizer], [make_schedule(optimizer, self.schedule, self.trainer.max_steps, self.lr_warmup_steps)]
 
     # ---- evaluation ---------------------------------------------------------------------------------------
@@ -407,7 +439,8 @@ class SSLModule(LightningModule):
         if not every or self.global_step % every:
             return
         self._finite.check()
-        values: dict[str, Any] = {"train/loss": loss, "train/lr": self.optimizers().param_groups[0]["lr"]}  # type: ignore[union-attr]
+        rate = cast(LightningOptimizer, self.optimizers()).param_groups[0]["lr"]
+        values: dict[str, Any] = {"train/loss": loss, "train/lr": rate}
         for term, value in zip(objective.terms, losses, strict=True):
             values[f"train/{term.name}"] = value
             if term.index is not None:

@@ -130,6 +130,11 @@ class ExampleRecord(nn.Module):
         self.pseudo_label[index] = label.int()
 
     def moved(self, index: Tensor, influence: Tensor) -> None:
-        """Note the influences (B,) by which a Λ step moved the rows ``index`` (B,)."""
-        self.updates[index] += 1
-        self.influence[index] = influence.float()
+        """Note the influences (B,) by which a Λ step moved the rows ``index`` (B,); those of a repeated row add up.
+
+        A row whose influence is zero did not move.
+        """
+        rows, place = index.unique(return_inverse=True)
+        total = torch.zeros(len(rows), device=index.device).index_add_(0, place, influence.float())
+        self.updates[rows] += (total != 0).int()
+        self.influence[rows] = torch.where(total != 0, total, self.influence[rows])

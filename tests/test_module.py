@@ -339,3 +339,38 @@ def test_runs_with_one_seed_are_the_same():
 def test_bad_options_are_named(options, key):
     with pytest.raises(UserError, match=key):
         module(**options)
+
+
+def test_truncated_unroll_is_handed_the_steps_that_were_made():
+    """Walking a handed-over step forwards by its own formula gives the next step's parameters."""
+    from ssl_weighting.influence.truncated_unroll import TruncatedUnroll
+
+    steps = []
+
+    class Watching(TruncatedUnroll):
+        def record_step(self, step):
+            steps.append((step, {k: p.grad.clone() for k, p in model.model.named_parameters()}))
+            super().record_step(step)
+
+    model = module(influence=Watching(3), clip_norm=0.5)
+    train(model, digits(), steps=8)
+    assert len(steps) == 8
+    assert bool((model.weights.values != 1).any())
+    buffers = {k: torch.zeros_like(p) for k, p in model.model.named_parameters()}
+    after = [s.parameters for s, _ in steps[1:]] + [dict(model.model.named_parameters())]
+    for (step, gradient), expected in zip(steps, after, strict=True):
+        assert step.nesterov
+        for k, theta in step.parameters.items():
+            g = step.gradient_scale * gradient[k] + step.weight_decay[k] * theta
+            buffers[k] = step.momentum * buffers[k] + g
+            theta = theta - step.lr * (g + step.momentum * buffers[k])
+            torch.testing.assert_close(theta, expected[k].detach(), rtol=1e-4, atol=1e-6)
+    assert steps[0][0].gradient_scale < 1
+
+
+def test_truncated_unroll_refuses_other_optimisers():
+    from ssl_weighting.influence.truncated_unroll import TruncatedUnroll
+
+    model = module(influence=TruncatedUnroll(2), optimizer=torch.optim.Adam)
+    with pytest.raises(UserError, match="TruncatedUnroll.*SGD"):
+        train(model, digits())

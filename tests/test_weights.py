@@ -90,7 +90,7 @@ def test_record():
     target = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
     record.saw(torch.tensor([1, 3]), target, torch.tensor([0.7, 0.9]))
     record.moved(torch.tensor([3]), torch.tensor([-2.0]))
-    record.moved(torch.tensor([3, 1]), torch.tensor([0.5, 0.25]))
+    record.moved(torch.tensor([3, 1, 3, 0]), torch.tensor([0.25, 0.25, 0.25, 0.0]))
     assert record.pseudo_label.tolist() == [-1, 1, -1, 0]
     torch.testing.assert_close(record.confidence[[1, 3]], torch.tensor([0.7, 0.9]))
     assert record.updates.tolist() == [0, 1, 0, 2]

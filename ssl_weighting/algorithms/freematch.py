@@ -42,23 +42,22 @@ EXPECTED_COST = ExpectedCost()
 class FreeMatch(Algorithm):
     """FixMatch with thresholds that follow the network's confidence, and a push towards all classes.
 
-    With q = p(y | weak(u)), c = argmax q, and running averages of decay m over the weak views (Wang et al.
-    2023)
+    With q = p(y | weak(u)), c = argmax q, and running averages of decay m over the weak views
 
-        τ of max q      p̃ of q      h̃ of onehot(c)                                         (Eq. 5, 6 and 11)
+        τ of max q      p̃ of q      h̃ of onehot(c)
 
-    the losses of an unlabelled example and of the batch are
+    the losses of an unlabelled example and of the batch are (Wang et al. 2023)
 
-        w · s · H(onehot(c), p(y | strong(u)))      s = 1[max q ≥ τ · p̃_c / max p̃]         (Eq. 7 and 8)
-        w_f · Σ_c a_c log b_c                       a ∝ p̃ / h̃,  b ∝ p̄ / h̄                (Eq. 12 and 13)
+        w · s · H(onehot(c), p(y | strong(u)))      s = 1[max q ≥ τ · p̃_c / max p̃]
+        w_f · Σ_c a_c log b_c                       a ∝ p̃ / h̃,  b ∝ p̄ / h̄
 
     where p̄ and h̄ are the mean prediction and the mean of its argmax over the strong views with s = 1. The
     averages take in the batch at hand first.
 
-    The second loss, of all selected examples together, is told as one of each: its gradient reaches an
-    example only through the mean p̄, so it is that of Σ_c p_c · ∂L/∂p̄_c, averaged over them. (∂L/∂p̄ · p̄ =
-    0, so L is added to every cost, which changes no gradient and makes the mean cost L.) λ then weighs an
-    example's part in it.
+    The second loss L, of all selected examples together, is told as one of each: its gradient reaches an
+    example only through the mean p̄, so it is that of Σ_c p_c · ∂L/∂p̄_c, averaged over them. λ then weighs
+    an example's part in it. (As p̄ · ∂L/∂p̄ = 0, L is added to every cost: no gradient changes, and the mean
+    cost is L.)
 
     Args:
         coefficient: w, weight of the whole unlabelled loss.

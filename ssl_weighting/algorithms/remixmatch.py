@@ -49,15 +49,12 @@ class ReMixMatch(Algorithm):
 
     With one weak view u₀ and K strong views u_k of an unlabelled example (Berthelot et al. 2020, Alg. 1):
 
-        q = sharpen( normalise( p(y | u₀) · p_data / p_model ), T )     distribution alignment (Sec. 3.1)
-        (x', y') = s · (x, y) + (1 − s) · (x̃, ỹ)                        mixing, as in MixMatch, of x, u₀ …
-        u_K
-        H(y', p(y | x'))                                                of the mixed labelled examples
-        w_u(t) · H(q', p(y | u'_k))                                     of the mixed views, averaged over k =
-        0 … K
-        w_1(t) · H(q, p(y | u₁))                                        of the first strong view, unmixed
-        (Sec. 3.3)
-        w_r · H(r, p(r | rotate(u₁, r)))                                r one of four quarter turns
+        q = sharpen( normalise( p(y | u₀) · p_data / p_model ), T )   distribution alignment (Sec. 3.1)
+        (x', y') = s · (x, y) + (1 − s) · (x̃, ỹ)                      mixing, as in MixMatch, of all views
+        H(y', p(y | x'))                                              mixed labelled examples
+        w_u(t) · H(q', p(y | u'_k))                                   mixed views, mean over k = 0 … K
+        w_1(t) · H(q, p(y | u₁))                                      first strong view, unmixed (Sec. 3.3)
+        w_r · H(r, p(r | rotate(u₁, r)))                              r one of four quarter turns
 
     p_model is the mean prediction on the weak views of the last 128 batches, p_data a running average of the
     labelled examples' classes; both are used before the batch at hand counts. Labelled examples are augmented

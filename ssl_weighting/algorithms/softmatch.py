@@ -26,15 +26,14 @@ from ssl_weighting.terms import CROSS_ENTROPY, LossTerm
 class SoftMatch(Algorithm):
     """FixMatch without a threshold: the less sure an example is, the less it counts, by a truncated Gaussian.
 
-    With q = p(y | weak(u)), the loss of an unlabelled example of C classes is (Chen et al. 2023, Eq. 4 to 10)
+    With q = p(y | weak(u)), the loss of an unlabelled example of C classes is (Chen et al. 2023)
 
         w · g(max q̂) · H(onehot(argmax q), p(y | strong(u)))
         q̂ ∝ q / (C p̃)                                        uniform alignment
         g(c) = exp( −n² min(0, c − μ)² / (2 σ²) )
 
     where p̃, μ and σ² are running averages, of decay m, of q and of the mean and the variance of max q̂ over
-    a batch. They take in the batch at hand first; p̃ starts as the mean of the first batch, μ at 1/C, σ² at
-    1.
+    a batch. They take in the batch at hand first; p̃ starts as the first batch's mean, μ at 1/C, σ² at 1.
 
     Args:
         coefficient: w, weight of the whole unlabelled loss.

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ssl_weighting.bench.timing import (
+    Call,
     Options,
     Row,
     Setup,
@@ -83,7 +84,7 @@ def run(options: Options) -> list[Row]:
     Returns:
         The rows, the references first; ratios are to the faster of these.
     """
-    calls = make_calls(options)
+    calls = {name: build() for name, build in make_calls(options).items()}
     seconds = medians(calls, options)
     memory = peaks(make_calls, list(calls), options)
     reference = min(seconds[name] for name in REFERENCES if name in seconds)
@@ -98,24 +99,32 @@ def run(options: Options) -> list[Row]:
     return rows
 
 
-def make_calls(options: Options) -> Mapping[str, Callable[[], object]]:
+def make_calls(options: Options) -> Mapping[str, Callable[[], Call]]:
     """What is measured, by name: the references, the solvers over their scopes, and one curvature product."""
-    setup = set_up(options)
-    together = pytree.tree_map(lambda *parts: torch.cat(parts), setup.labeled, setup.unlabeled)
-    calls: dict[str, Callable[[], object]] = {
-        REFERENCES[0]: partial(forward_backward, setup.network, together)
+    images = options.network.startswith("wrn")
+    builders: dict[str, Callable[[], Call]] = {
+        name: partial(_reference, options, channels_last)
+        for name, channels_last in zip(REFERENCES, (False, True), strict=True)
+        if images or not channels_last
     }
-    if isinstance(together, Tensor):
-        other = set_up(options, channels_last=True)
-        laid_out = torch.cat((other.labeled, other.unlabeled)).contiguous(memory_format=torch.channels_last)
-        calls[REFERENCES[1]] = partial(forward_backward, other.network, laid_out)
     for name, scope in ROWS:
-        calls[f"{name} | {scope}"] = partial(_weight_step, _solver(name, scope, setup), setup)
-    if isinstance(together, Tensor):
-        calls["one Gauss-Newton product | last_block"] = _product(setup)
+        builders[f"{name} | {scope}"] = partial(_row, options, name, scope)
+    if images:
+        builders["one Gauss-Newton product | last_block"] = partial(_product, options)
         if importlib.util.find_spec("curvlinops") is not None:
-            calls["curvlinops: one Gauss-Newton product | last_block"] = _curvlinops(setup)
-    return calls
+            builders["curvlinops: one Gauss-Newton product | last_block"] = partial(_curvlinops, options)
+    return builders
+
+
+def _reference(options: Options, channels_last: bool) -> Call:
+    setup = set_up(options, channels_last=channels_last)
+    together = pytree.tree_map(lambda *parts: torch.cat(parts), setup.labeled, setup.unlabeled)
+    return partial(forward_backward, setup.network, together)
+
+
+def _row(options: Options, name: str, scope: str) -> Call:
+    setup = set_up(options)
+    return partial(_weight_step, _solver(name, scope, setup), setup)
 
 
 def _solver(name: str, scope: str, setup: Setup) -> Influence:
@@ -148,7 +157,8 @@ def _errors(options: Options) -> dict[str, float]:
     return errors
 
 
-def _product(setup: Setup) -> Callable[[], object]:
+def _product(options: Options) -> Call:
+    setup = set_up(options)
     objective, _ = terms(setup)
     parameters = scope_parameters(setup.network, "last_block")
     vector = torch.ones(sum(p.numel() for p in parameters.values()), device=_device(setup))
@@ -161,9 +171,10 @@ def _product(setup: Setup) -> Callable[[], object]:
     return call
 
 
-def _curvlinops(setup: Setup) -> Callable[[], object]:
+def _curvlinops(options: Options) -> Call:
     from curvlinops import GGNLinearOperator  # type: ignore[import-not-found, import-untyped]
 
+    setup = set_up(options)
     network = nn.Sequential(setup.network.backbone, setup.network.heads["classifier"])
     names = scope_parameters(setup.network, "last_block")
     parameters = [p for n, p in setup.network.named_parameters() if n in names]

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_weighting.bench.timing import (
+    Call,
     Options,
     Row,
     forward_backward,
@@ -70,7 +71,7 @@ def run(options: Options) -> list[Row]:
     Returns:
         The rows, the references first; ratios are to the faster of these.
     """
-    calls = make_calls(options)
+    calls = {name: build() for name, build in make_calls(options).items()}
     seconds = medians(calls, options)
     memory = peaks(make_calls, list(calls), options)
     reference = min(seconds[name] for name in REFERENCES if name in seconds)
@@ -93,23 +94,27 @@ def run(options: Options) -> list[Row]:
     return rows
 
 
-def make_calls(options: Options) -> Mapping[str, Callable[[], object]]:
+def make_calls(options: Options) -> Mapping[str, Callable[[], Call]]:
     """What is measured, by name: the references, every engine over the whole network, and the peers found."""
-    setup = set_up(options)
-    inputs = setup.unlabeled
-    calls: dict[str, Callable[[], object]] = {REFERENCES[0]: partial(forward_backward, setup.network, inputs)}
-    if isinstance(inputs, Tensor):
-        other = set_up(options, channels_last=True)
-        calls[REFERENCES[1]] = partial(forward_backward, other.network, other.unlabeled)
+    images = options.network.startswith("wrn")
+    builders: dict[str, Callable[[], Call]] = {
+        name: partial(_reference, options, channels_last)
+        for name, channels_last in zip(REFERENCES, (False, True), strict=True)
+        if images or not channels_last
+    }
     for engine in ENGINES:
-        calls[f"{engine} | all"] = _products(options, engine, "all")
-    calls["jvp | last_block"] = _products(options, "jvp", "last_block")
-    calls["jvp | last_layer"] = _products(options, "jvp", "last_layer")
-    if isinstance(inputs, Tensor):
-        for peer, build in PEERS.items():
-            if importlib.util.find_spec(peer) is not None:
-                calls[f"{peer} | all"] = build(options)
-    return calls
+        builders[f"{engine} | all"] = partial(_products, options, engine, "all")
+    for scope in ("last_block", "last_layer"):
+        builders[f"jvp | {scope}"] = partial(_products, options, "jvp", scope)
+    for peer, build in PEERS.items():
+        if images and importlib.util.find_spec(peer) is not None:
+            builders[f"{peer} | all"] = partial(build, options)
+    return builders
+
+
+def _reference(options: Options, channels_last: bool) -> Call:
+    setup = set_up(replace(options, labeled=1, validation=1), channels_last=channels_last)
+    return partial(forward_backward, setup.network, setup.unlabeled)
 
 
 def _products(

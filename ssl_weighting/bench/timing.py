@@ -266,22 +266,24 @@ def _clock(call: Callable[[], object], options: Options) -> float:
     return time.perf_counter() - start
 
 
-MakeCalls = Callable[[Options], Mapping[str, Callable[[], object]]]
+Call = Callable[[], object]
+MakeCalls = Callable[[Options], Mapping[str, Callable[[], Call]]]
+"""Gives, by name, what builds a call: network and batches are made when they are needed."""
 
 
 def peaks(make: MakeCalls, names: list[str], options: Options) -> dict[str, int | None]:
     """Peak memory of every call in bytes; see the module.
 
     Args:
-        make: Makes the calls; a function of a module, so that a fresh process finds it.
+        make: Says what there is to build; a function of a module, so that a fresh process finds it.
         names: Which of them.
         options: What ``make`` takes.
     """
     if not options.memory:
         return dict.fromkeys(names)
     if torch.device(options.device).type == "cuda":
-        calls = make(options)
-        return {name: _cuda_peak(calls[name]) for name in names}
+        builders = make(options)
+        return {name: _cuda_peak(builders[name]()) for name in names}
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", make.__module__])
     found: dict[str, int | None] = {}
@@ -308,7 +310,7 @@ def _cuda_peak(call: Callable[[], object]) -> int:
 
 
 def _report_peak(pipe: Any, make: MakeCalls, name: str, options: Options) -> None:
-    call = make(options)[name]
+    call = make(options)[name]()
     before = _reset_high_water()
     call()
     pipe.send(_high_water() - before)

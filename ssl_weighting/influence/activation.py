@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils import _pytree as pytree
 
 from ssl_weighting.errors import UserError
-from ssl_weighting.influence.evaluation import logits_at
+from ssl_weighting.influence.evaluation import fast_layout, logits_at
 from ssl_weighting.influence.scope import readable
 
 if TYPE_CHECKING:
@@ -80,8 +81,9 @@ def activation_products(
         for name, (layer, vector) in layers.items()
     ]
     try:
-        constants = {name: p.detach() for name, p in parameters.items()}
-        logits = logits_at(network, constants, examples.inputs, examples.head)
+        constants = {name: fast_layout(p.detach()) for name, p in parameters.items()}
+        inputs = pytree.tree_map(fast_layout, examples.inputs)
+        logits = logits_at(network, constants, inputs, examples.head)
     finally:
         for handle in handles:
             handle.remove()
@@ -161,7 +163,9 @@ def _layers(
         layers[name] = (
             layer,
             {
-                key: direction[full] if full in parameters else torch.zeros_like(network.get_parameter(full))
+                key: fast_layout(direction[full])
+                if full in parameters
+                else torch.zeros_like(network.get_parameter(full))
                 for key, full in own.items()
             },
         )

@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from ssl_weighting.errors import UserError
-from ssl_weighting.influence.evaluation import logits_at
+from ssl_weighting.influence.evaluation import fast_layout, logits_at
 from ssl_weighting.terms import Inputs
 
 
@@ -53,11 +53,11 @@ def logits_and_tangents(
     Raises:
         ForwardModeError: If an operation has no forward derivative; names it.
     """
-    inputs = pytree.tree_map(_fast_layout, inputs)
+    inputs = pytree.tree_map(fast_layout, inputs)
     try:
         with forward_ad.dual_level():
             duals = {
-                name: _pack(_fast_layout(p), _fast_layout(direction[name])) for name, p in parameters.items()
+                name: _pack(fast_layout(p), fast_layout(direction[name])) for name, p in parameters.items()
             }
             with _ClosedForms():
                 logits = logits_at(network, duals, inputs, head)
@@ -70,13 +70,6 @@ def logits_and_tangents(
             f"influence.engine='jvp': {message.splitlines()[0]} Choose engine 'activation' or 'vmap'"
         ) from None
     return primal, torch.zeros_like(primal) if tangent is None else tangent
-
-
-def _fast_layout(tensor: Tensor) -> Tensor:
-    """Channels last for pictures and kernels on a CPU: the convolutions then need no copies."""
-    if tensor.dim() == 4 and tensor.device.type == "cpu":
-        return tensor.contiguous(memory_format=torch.channels_last)
-    return tensor
 
 
 class _ClosedForms(TorchFunctionMode):

@@ -105,14 +105,15 @@ def test_wide_resnet_uses_all_its_batch_norms():
     net = WideResNet(10, 1)
     net(torch.randn(4, 3, 32, 32)).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters() if p.dim() == 1)
-    for group in net.groups:
-        seen = []
-        group[0].conv1.register_forward_pre_hook(lambda module, inputs, seen=seen: seen.append(inputs[0]))
-        given = []
-        group[0].register_forward_pre_hook(lambda module, inputs, given=given: given.append(inputs[0]))
+    units = [group[0] for group in net.groups]
+    seen = {}
+    for unit in units:
+        unit.register_forward_pre_hook(lambda module, inputs: seen.update({module: inputs[0]}))
+        unit.conv1.register_forward_pre_hook(lambda module, inputs: seen.update({module: inputs[0]}))
     net(torch.randn(4, 3, 32, 32))
-    expected = group[0].activation(group[0].norm1(given[0]))
-    torch.testing.assert_close(seen[0], expected, rtol=1e-4, atol=1e-4)
+    for unit in units:
+        activated = unit.activation(unit.norm1(seen[unit]))
+        torch.testing.assert_close(seen[unit.conv1], activated, rtol=1e-4, atol=1e-4)
 
 
 def test_statistics_are_paused_without_copies(case):
@@ -274,6 +275,7 @@ from ssl_weighting.algorithms.flexmatch import FlexMatch
 from ssl_weighting.algorithms.freematch import FreeMatch
 from ssl_weighting.algorithms.remixmatch import ReMixMatch
 from ssl_weighting.algorithms.softmatch import SoftMatch
+from ssl_weighting.backbones import Classifier
 from ssl_weighting.backbones.mlp import MLP
 
 rank, port = int(sys.argv[1]), sys.argv[2]

@@ -154,6 +154,9 @@ def test_training_moves_the_weights_of_seen_examples(name):
     assert moved.any()
     assert moved.sum() <= 2 * 16  # two Λ steps of 16 examples
     assert torch.equal(moved, module.record.updates > 0)
+    if name == "fixmatch_cta":  # learned while training, and part of the checkpoint
+        rates = module.state_dict()["algorithm.strong.0.rates"]
+        assert ((rates > 0) & (rates < 1)).any()
 
 
 def test_training_with_fixed_weights_leaves_them():

@@ -65,8 +65,8 @@ def test_the_median_is_taken_over_rounds_and_the_long_are_timed_once():
 
 def _memory_calls(options):
     return {
-        "little": lambda: torch.ones(1000).sum(),
-        "much": lambda: torch.ones(options.unlabeled * 2**20 // 4).sum(),
+        "little": lambda: lambda: torch.ones(1000).sum(),
+        "much": lambda: lambda: torch.ones(options.unlabeled * 2**20 // 4).sum(),
     }
 
 
