@@ -16,7 +16,8 @@ backward pass 2 (to the inputs and to the weights), so the reference, one batch 
 Three is the least for an exact product: y + ε ẏ = (W + εV) ∗ (x + ε ẋ) is a product of polynomials modulo
 ε², of bilinear rank 3. What lies between that floor and the clock is memory traffic: the reference writes
 every activation and reads it back, whereas forward mode keeps a chunk of examples in cache, needs nothing
-twice, and a CPU's convolutions run in channels-last order without copies. That is how it comes to below 1.
+twice, and a CPU's convolutions run in channels-last order without copies. That is where it
+can win.
 """
 
 from __future__ import annotations
