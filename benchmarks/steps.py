@@ -25,8 +25,10 @@ from torch import Tensor
 
 from ssl_weighting.algorithms.uda import UDA
 from ssl_weighting.augment import RandomFlipCrop
+from ssl_weighting.backbones.base import Classifier
 from ssl_weighting.backbones.wide_resnet import WideResNet
 from ssl_weighting.data.base import InMemory, SSLData
+from ssl_weighting.influence import ExactLastLayer
 from ssl_weighting.module import SSLModule
 from ssl_weighting.optim import MaskedAdam
 from ssl_weighting.terms import CROSS_ENTROPY, LossTerm, Objective
@@ -52,12 +54,29 @@ class RandomImages(SSLData):
         return InMemory(images, torch.arange(n) % 10)
 
 
+class TimedInfluence(ExactLastLayer):
+    """The exact last layer, with a clock."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: list[float] = []
+
+    def __call__(self, network: Any, objective: Objective, validation: LossTerm) -> list[Tensor]:
+        """See :class:`ExactLastLayer`."""
+        start = time.perf_counter()
+        influences = super().__call__(network, objective, validation)
+        if influences[0].is_cuda:
+            torch.cuda.synchronize()
+        self.seconds.append(time.perf_counter() - start)
+        return influences
+
+
 class Timed(SSLModule):
     """The loop, with a clock on its parts."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.seconds: dict[str, list[float]] = {"theta": [], "lambda": [], "views": [], "fetch": [], "algebra": []}
+        self.seconds: dict[str, list[float]] = {"theta": [], "lambda": [], "views": [], "fetch": []}
         self._ended = None
 
     def _clock(self) -> float:
@@ -95,9 +114,7 @@ class Timed(SSLModule):
 def steps(count: int, precision: str) -> dict[str, float]:
     """Medians over ``count`` θ steps, each followed by a Λ step; the first two are not counted."""
     seed_everything(0)
-    model = Timed(10, WideResNet(), UDA(), inner_steps=1)
-    influence = model.influence
-    model.influence = lambda *a: model._timed("algebra", influence, *a)  # type: ignore[assignment]
+    model = Timed(10, WideResNet(), UDA(), TimedInfluence(), inner_steps=1)
     trainer = Trainer(
         max_steps=count + 2,
         max_epochs=-1,
@@ -111,6 +128,8 @@ def steps(count: int, precision: str) -> dict[str, float]:
         use_distributed_sampler=False,
     )
     trainer.fit(model, RandomImages())
+    assert isinstance(model.influence, TimedInfluence)
+    model.seconds["algebra"] = model.influence.seconds
     medians = {name: statistics.median(values[2:]) for name, values in model.seconds.items()}
     theta = medians["theta"]
     if torch.cuda.is_available():
@@ -132,9 +151,6 @@ def steps(count: int, precision: str) -> dict[str, float]:
 def lambda_part(sizes: tuple[int, ...] = (10**5, 10**8), rounds: int = 300) -> dict[str, float]:
     """Λ's own part of a Λ step (gather, influence algebra, M-Adam) and the update alone, for several |U|."""
     torch.manual_seed(0)
-    from ssl_weighting.backbones.base import Classifier
-    from ssl_weighting.influence import ExactLastLayer
-
     network = Classifier(WideResNet(), 10)
 
     def term(n: int, index: Tensor | None = None) -> LossTerm:

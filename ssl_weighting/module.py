@@ -153,6 +153,7 @@ class SSLModule(LightningModule):
         stepped = (batch_idx + 1) % self.accumulate == 0
         if stepped and self.learns_weights and self._inner_steps_are_done():
             self._seed("lambda", self.global_step)
+            torch.clear_autocast_cache()  # which holds low-precision copies of θ from before the step
             self._weight_step(self._next_influence_batch())
 
     def _theta_step(self, batch: dict[str, Examples], batch_idx: int) -> None:

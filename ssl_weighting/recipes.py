@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parent
 
 def recipe_folder() -> Path:
     """Where the recipes lie: inside the installed package, or at the top of a checkout."""
-    installed = PACKAGE / "recipes"
+    installed = PACKAGE / "_recipes"
     return installed if installed.is_dir() else PACKAGE.parent / "recipes"
 
 

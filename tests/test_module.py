@@ -374,3 +374,18 @@ def test_truncated_unroll_refuses_other_optimisers():
     model = module(influence=TruncatedUnroll(2), optimizer=torch.optim.Adam)
     with pytest.raises(UserError, match="TruncatedUnroll.*SGD"):
         train(model, digits())
+
+
+def test_a_lambda_step_sees_theta_after_the_step_in_bfloat16():
+    """Autocast keeps low-precision copies of θ for as long as a training step lasts, over θ's own step."""
+    differences = []
+
+    class Watching(ExactLastLayer):
+        def __call__(self, network, objective, validation):
+            with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+                fresh = network(validation.inputs).logits
+            differences.append(float((fresh - validation.logits).abs().max()))
+            return super().__call__(network, objective, validation)
+
+    train(module(influence=Watching(), inner_steps=1, warmup_steps=0), digits(), steps=4, precision="bf16-mixed")
+    assert differences == [0.0] * 4

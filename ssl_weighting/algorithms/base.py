@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -29,9 +29,20 @@ View = tuple[Step, ...]
 class Forward(Protocol):
     """What a forward pass gives: see ``backbones.base.Output``."""
 
-    inputs: Inputs
-    features: Tensor
-    logits: Tensor
+    @property
+    def inputs(self) -> Inputs:
+        """What the network was given."""
+        ...
+
+    @property
+    def features(self) -> Tensor:
+        """(B, D)."""
+        ...
+
+    @property
+    def logits(self) -> Tensor:
+        """(B, C)."""
+        ...
 
     def probabilities(self) -> Tensor:
         """softmax(logits), detached, (B, C)."""
@@ -41,11 +52,10 @@ class Forward(Protocol):
 class Model(Protocol):
     """The classifier, as a method sees it."""
 
-    def __call__(self, inputs: Inputs, head: str = ...) -> Forward:
-        """One batch through the network."""
-        ...
+    __call__: Callable[..., Forward]
+    """One batch, and the name of a head if it is not the classifier, through the network."""
 
-    def joint(self, *inputs: Inputs) -> list[Forward]:
+    def joint(self, *inputs: Inputs) -> Sequence[Forward]:
         """Several batches in one forward pass (joint batch statistics), an output each."""
         ...
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ssl_weighting.terms import Inputs
+from ssl_weighting.terms import Inputs, LinearHead
 
 
 class Backbone(nn.Module, ABC):
@@ -119,6 +119,10 @@ class Classifier(nn.Module):
         """Features and logits of a batch."""
         features = self.backbone(inputs)
         return Output(inputs, features, self.heads[head](features))
+
+    def head(self, name: str) -> LinearHead:
+        """A linear head by name."""
+        return cast(LinearHead, self.heads[name])
 
     def joint(self, *inputs: Inputs) -> list[Output]:
         """Several batches in one forward pass, so that they share batch statistics; an Output each."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,13 +15,11 @@ from ssl_weighting.terms import Inputs, LinearHead, LossTerm, Objective
 class Network(Protocol):
     """The classifier, as influence sees it."""
 
-    @property
-    def heads(self) -> Mapping[str, LinearHead]:
-        """The linear heads by name."""
-        ...
+    __call__: Callable[..., tuple[Inputs, Tensor, Tensor]]
+    """Inputs, features (B, D) and logits (B, C) of a batch, and the name of a head if not the classifier."""
 
-    def __call__(self, inputs: Inputs, head: str = ...) -> tuple[Inputs, Tensor, Tensor]:
-        """Inputs, features (B, D) and logits (B, C)."""
+    def head(self, name: str) -> LinearHead:
+        """A linear head by name."""
         ...
 
 

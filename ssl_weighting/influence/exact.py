@@ -60,7 +60,7 @@ class ExactLastLayer(Influence):
     @torch.no_grad()
     def __call__(self, network: Network, objective: Objective, validation: LossTerm) -> list[Tensor]:
         """See :meth:`Influence.__call__`."""
-        head = network.heads[validation.head]
+        head = network.head(validation.head)
         rows = [
             _Rows(term, weights, head, self.bias)
             for term, weights in zip(objective.terms, objective.weights, strict=True)
