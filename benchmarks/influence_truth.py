@@ -77,6 +77,7 @@ def _hessian(objective: Objective, theta: Tensor) -> Tensor:
 
 
 def main() -> None:
+    """Print both correlations."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

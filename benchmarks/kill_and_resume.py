@@ -1,6 +1,6 @@
 """Kill a run with SIGKILL at random moments, resume it each time, and compare with a run that was left alone.
 
-    python benchmarks/kill_and_resume.py [--kills 10] [--config digits_uda] [--runs DIR] [-- --any.override value]
+python benchmarks/kill_and_resume.py [--kills 10] [--config digits_uda] [--runs DIR] [-- --any.override value]
 """
 
 from __future__ import annotations
@@ -18,13 +18,17 @@ import torch
 
 
 def command(config: str, runs: Path, overrides: list[str]) -> list[str]:
+    """The command that trains."""
     return [sys.executable, "-m", "ssl_weighting", "fit", "--config", config, "--runs", str(runs), *overrides]
 
 
 def main() -> int:
+    """Kill, resume, compare; returns 1 if anything differs."""
     argv = sys.argv[1:]
     overrides = argv[argv.index("--") + 1 :] if "--" in argv else []
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--config", default="digits_uda")
     parser.add_argument("--runs", type=Path)
@@ -69,11 +73,18 @@ def main() -> int:
     first, second = (next((root / name).glob("*/*/checkpoints/last.ckpt")) for name in ("whole", "killed"))
     a, b = (torch.load(path, weights_only=True)["state_dict"] for path in (first, second))
     different = [
-        k for k, v in a.items() if isinstance(v, torch.Tensor) and not torch.equal(v.nan_to_num(), b[k].nan_to_num())
+        k
+        for k, v in a.items()
+        if isinstance(v, torch.Tensor) and not torch.equal(v.nan_to_num(), b[k].nan_to_num())
     ]
-    same_metrics = first.parents[1].joinpath("metrics.csv").read_text() == second.parents[1].joinpath("metrics.csv").read_text()
-    print(f"{killed} kills; θ, EMA, Λ and record: {'bit-identical' if not different else different}; "
-          f"metrics.csv {'identical' if same_metrics else 'different'}")
+    same_metrics = (
+        first.parents[1].joinpath("metrics.csv").read_text()
+        == second.parents[1].joinpath("metrics.csv").read_text()
+    )
+    print(
+        f"{killed} kills; θ, EMA, Λ and record: {different or 'bit-identical'}; "
+        f"metrics.csv {'identical' if same_metrics else 'different'}"
+    )
     return bool(different)
 
 

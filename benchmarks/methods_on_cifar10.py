@@ -45,13 +45,48 @@ def run(root: str, method: str, weighting: str, seed: int, steps: int) -> float:
     torch.set_num_threads(1)
     arguments = [
         *("fit", "--config", "cifar10_uda", "--seed_everything", str(seed), "--data.root", root),
-        *("--data.verify_checksum", "false", "--data.evaluate_test", "false", "--data.num_labeled", str(LABELS)),
-        *("--data.labeled_batch_size", "32", "--data.unlabeled_batch_size", "64", "--data.validation_batch_size", "256"),
-        *("--data.normalise_by", "range", "--model.backbone", "SmallConvNet", "--model.backbone.channels", "[24,48]"),
+        *(
+            "--data.verify_checksum",
+            "false",
+            "--data.evaluate_test",
+            "false",
+            "--data.num_labeled",
+            str(LABELS),
+        ),
+        *(
+            "--data.labeled_batch_size",
+            "32",
+            "--data.unlabeled_batch_size",
+            "64",
+            "--data.validation_batch_size",
+            "256",
+        ),
+        *(
+            "--data.normalise_by",
+            "range",
+            "--model.backbone",
+            "SmallConvNet",
+            "--model.backbone.channels",
+            "[24,48]",
+        ),
         *("--model.schedule", "cosine_7_16", "--model.decay_all", "false", "--model.ema_decay", "0.98"),
-        *("--model.inner_steps", "2", "--model.warmup_steps", str(steps // 6), "--model.weighting", weighting),
+        *(
+            "--model.inner_steps",
+            "2",
+            "--model.warmup_steps",
+            str(steps // 6),
+            "--model.weighting",
+            weighting,
+        ),
         # the same influence for all: damped enough for the distances that are not convex
-        *("--model.influence.damping", "reference_code", "--model.weight_optimizer", "sgd", "--model.weight_lr", "0.5"),
+        *(
+            "--model.influence.damping",
+            "reference_code",
+            "--model.weight_optimizer",
+            "sgd",
+            "--model.weight_lr",
+            "0.5",
+        ),
         *("--trainer.max_steps", str(steps), "--trainer.val_check_interval", str(steps), *METHODS[method]),
     ]
     with tempfile.TemporaryDirectory() as runs, contextlib.redirect_stdout(io.StringIO()):
@@ -67,7 +102,11 @@ def table(rows: list[dict[str, str]]) -> str:
     for method in METHODS:
         cells = []
         for weighting in ("fixed", "per_example"):
-            errors = [100 * float(r["test_error"]) for r in rows if (r["method"], r["weighting"]) == (method, weighting)]
+            errors = [
+                100 * float(r["test_error"])
+                for r in rows
+                if (r["method"], r["weighting"]) == (method, weighting)
+            ]
             spread = statistics.stdev(errors) if len(errors) > 1 else 0.0
             cells.append(f"{statistics.mean(errors):.2f} ± {spread:.2f}" if errors else "")
         seeds = len({r["seed"] for r in rows if r["method"] == method})
@@ -77,7 +116,9 @@ def table(rows: list[dict[str, str]]) -> str:
 
 def main() -> None:
     """Run what is missing, then print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--root", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)

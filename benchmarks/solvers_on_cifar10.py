@@ -39,10 +39,38 @@ def run(root: str, solver: str, options: list[str]) -> dict[str, Any]:
     torch.set_num_threads(1)
     arguments = [
         *("fit", "--config", "cifar10_uda", "--data.root", root, "--data.verify_checksum", "false"),
-        *("--data.evaluate_test", "false", "--data.labeled_batch_size", "16", "--data.unlabeled_batch_size", "32"),
-        *("--data.validation_batch_size", "64", "--model.backbone", "SmallConvNet", "--model.warmup_steps", "0"),
-        *("--model.backbone.channels", "[16,32]", "--model.inner_steps", "1", "--model.update_masked", "true"),
-        *("--model.ema_decay", "0.9", "--trainer.max_steps", str(STEPS), "--trainer.val_check_interval", str(STEPS)),
+        *(
+            "--data.evaluate_test",
+            "false",
+            "--data.labeled_batch_size",
+            "16",
+            "--data.unlabeled_batch_size",
+            "32",
+        ),
+        *(
+            "--data.validation_batch_size",
+            "64",
+            "--model.backbone",
+            "SmallConvNet",
+            "--model.warmup_steps",
+            "0",
+        ),
+        *(
+            "--model.backbone.channels",
+            "[16,32]",
+            "--model.inner_steps",
+            "1",
+            "--model.update_masked",
+            "true",
+        ),
+        *(
+            "--model.ema_decay",
+            "0.9",
+            "--trainer.max_steps",
+            str(STEPS),
+            "--trainer.val_check_interval",
+            str(STEPS),
+        ),
         *("--trainer.limit_test_batches", "1", "--model.influence", solver, *options),
     ]
     with tempfile.TemporaryDirectory() as runs, contextlib.redirect_stdout(io.StringIO()):
@@ -65,7 +93,9 @@ def run(root: str, solver: str, options: list[str]) -> dict[str, Any]:
 
 def main() -> None:
     """Run them all and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--root", required=True)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--jobs", type=int, default=2)
@@ -83,9 +113,14 @@ def main() -> None:
             except Exception as error:
                 row = {"solver": futures[future][0], "scope": futures[future][1][-1:], "error": str(error)}
             rows.append(row)
-            print("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()), flush=True)
+            print(
+                "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()),
+                flush=True,
+            )
     if options.json:
-        options.json.write_text(json.dumps(sorted(rows, key=lambda r: (r["solver"], str(r["scope"]))), indent=1))
+        options.json.write_text(
+            json.dumps(sorted(rows, key=lambda r: (r["solver"], str(r["scope"]))), indent=1)
+        )
 
 
 if __name__ == "__main__":

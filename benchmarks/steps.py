@@ -91,6 +91,7 @@ class Timed(SSLModule):
         return result
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
+        """See :class:`SSLModule`."""
         if self._ended is not None:
             self.seconds["fetch"].append(self._clock() - self._ended)
         super().training_step(batch, batch_idx)
@@ -156,7 +157,16 @@ def lambda_part(sizes: tuple[int, ...] = (10**5, 10**8), rounds: int = 300) -> d
     def term(n: int, index: Tensor | None = None) -> LossTerm:
         features = torch.randn(n, 128).relu()
         logits = network.heads["classifier"](features).detach()
-        return LossTerm("t", None, features, logits, torch.eye(10)[torch.arange(n) % 10], CROSS_ENTROPY, torch.ones(n), index)
+        return LossTerm(
+            "t",
+            None,
+            features,
+            logits,
+            torch.eye(10)[torch.arange(n) % 10],
+            CROSS_ENTROPY,
+            torch.ones(n),
+            index,
+        )
 
     known, validation, solver = term(64), term(256), ExactLastLayer()
     weights = {n: ExampleWeights(n, partial(MaskedAdam)) for n in sizes}
@@ -195,7 +205,10 @@ def lambda_part(sizes: tuple[int, ...] = (10**5, 10**8), rounds: int = 300) -> d
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Print all figures."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--precision", default="32-true")
     parser.add_argument("--json")
@@ -203,7 +216,9 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     result: dict[str, Any] = {
-        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU {platform.machine()}, {torch.get_num_threads()} threads",
+        "machine": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"CPU {platform.machine()}, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
         "precision": options.precision,
     }

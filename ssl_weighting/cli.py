@@ -62,6 +62,9 @@ def main(argv: list[str] | None = None) -> int:
             return command(arguments[1:])
         run_lightning(arguments)
         return 0
+    except KeyboardInterrupt:
+        print("interrupted; the same command with --ckpt_path last goes on", file=sys.stderr)
+        return 130
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

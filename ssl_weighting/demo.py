@@ -33,7 +33,9 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="ssl-weighting demo", description=__doc__)
     parser.add_argument("--seeds", type=int, default=3, help="seeds, and so splits, a method (default 3)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder that run folders go into")
-    parser.add_argument("--processes", type=int, default=min(os.cpu_count() or 1, 4), help="runs side by side")
+    parser.add_argument(
+        "--processes", type=int, default=min(os.cpu_count() or 1, 4), help="runs side by side"
+    )
     options = parser.parse_args(argv)
     console = Console(soft_wrap=True)
     console.print(
@@ -47,7 +49,8 @@ def main(argv: list[str]) -> int:
     pool = ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn"))
     with pool:
         futures = {
-            pool.submit(_train, method, seed, options.runs, options.processes): (method, seed) for method, seed in jobs
+            pool.submit(_train, method, seed, options.runs, options.processes): (method, seed)
+            for method, seed in jobs
         }
         for done, future in enumerate(as_completed(futures), start=1):
             method, seed = futures[future]

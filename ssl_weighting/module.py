@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils import _pytree as pytree
 
-from ssl_weighting.algorithms.base import Algorithm, Context, Labeled, Unlabeled, View, supervised_term
+from ssl_weighting.algorithms.base import Algorithm, Context, Labeled, Model, Unlabeled, View, supervised_term
 from ssl_weighting.backbones.base import Backbone, Classifier
 from ssl_weighting.data.base import Examples, SSLData
 from ssl_weighting.data.split import Split
@@ -110,12 +110,16 @@ class SSLModule(LightningModule):
         super().__init__()
         _require("model.inner_steps", inner_steps, inner_steps >= 1, "must be at least 1")
         _require("model.warmup_steps", warmup_steps, warmup_steps >= 0, "must be at least 0")
-        _require("model.weight_lr", weight_lr, weight_lr > 0, "must be above 0; weighting: fixed leaves λ alone")
+        _require(
+            "model.weight_lr", weight_lr, weight_lr > 0, "must be above 0; weighting: fixed leaves λ alone"
+        )
         _require("model.accumulate", accumulate, accumulate >= 1, "must be at least 1")
         _require("model.lr_warmup_steps", lr_warmup_steps, lr_warmup_steps >= 0, "must be at least 0")
         _require("model.ema_decay", ema_decay, 0 <= ema_decay < 1, "must be at least 0 and below 1")
         low, high = weight_bounds
-        _require("model.weight_bounds", list(weight_bounds), 0 <= low < high, "must be [low, high], 0 ≤ low < high")
+        _require(
+            "model.weight_bounds", list(weight_bounds), 0 <= low < high, "must be [low, high], 0 ≤ low < high"
+        )
         _require("model.weight_init", weight_init, low <= weight_init <= high, f"must lie in [{low}, {high}]")
         if clip_norm is not None:
             _require("model.clip_norm", clip_norm, clip_norm > 0, "must be above 0; null for no clipping")
@@ -129,7 +133,11 @@ class SSLModule(LightningModule):
         self.influence = ExactLastLayer() if influence is None else influence
         self.num_classes, self.weighting = num_classes, weighting
         self.inner_steps, self.warmup_steps = inner_steps, warmup_steps
-        self.weight_lr, self.weight_optimizer, self.bias_correction = weight_lr, weight_optimizer, bias_correction
+        self.weight_lr, self.weight_optimizer, self.bias_correction = (
+            weight_lr,
+            weight_optimizer,
+            bias_correction,
+        )
         self.weight_init, self.weight_bounds = weight_init, (float(low), float(high))
         self.update_masked, self.influence_batchnorm = update_masked, influence_batchnorm
         self.make_optimizer, self.decay_all = optimizer, decay_all
@@ -160,10 +168,13 @@ class SSLModule(LightningModule):
         """θ ← θ − α ∇_θ L(D', U', θ, Λ), line 5 (Eq. 3)."""
         optimizer = cast(LightningOptimizer, self.optimizers())
         objective = self._objective(batch)
-        losses = [term.loss(weights) for term, weights in zip(objective.terms, objective.weights, strict=True)]
+        losses = [
+            term.loss(weights) for term, weights in zip(objective.terms, objective.weights, strict=True)
+        ]
         loss = torch.stack(losses).sum()
         self._finite.see(
-            self.global_step, {f"the loss term {t.name!r}": v for t, v in zip(objective.terms, losses, strict=True)}
+            self.global_step,
+            {f"the loss term {t.name!r}": v for t, v in zip(objective.terms, losses, strict=True)},
         )
         if self.device.type == "cpu":
             self._finite.check()
@@ -285,7 +296,9 @@ class SSLModule(LightningModule):
             }
             done = (self.global_step - self.warmup_steps) // self.inner_steps - 1
             self._influence_batches = iter(
-                data.streams(parts, f"{self.seed} influence", done, None, self.global_rank, self.trainer.world_size)
+                data.streams(
+                    parts, f"{self.seed} influence", done, None, self.global_rank, self.trainer.world_size
+                )
             )
         batch, _, _ = next(self._influence_batches)
         moved: dict[str, Examples] = self.trainer.strategy.batch_to_device(batch, self.device)
@@ -306,7 +319,7 @@ class SSLModule(LightningModule):
         return data
 
     def _context(self) -> Context:
-        return Context(self.global_step, self.trainer.max_steps, self.ema.model)
+        return Context(self.global_step, self.trainer.max_steps, cast(Model, self.ema.model))
 
     @contextmanager
     def _influence_mode(self) -> Iterator[None]:
@@ -329,9 +342,7 @@ class SSLModule(LightningModule):
                 module.training = training
 
     def _seed(self, purpose: str, number: int) -> None:
-        """Make all that is drawn from here on (views, dropout) a function of the seed and the step, so that a
-        resumed run draws the same.
-        """
+        """Make what is drawn from here on a function of seed and step, so that a resumed run draws the same."""
         key = f"{self.seed} {purpose} {number} {self.global_rank}"
         torch.manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little") >> 1)
 
@@ -343,7 +354,9 @@ class SSLModule(LightningModule):
         data.training_batches = self._training_batches
         check_precision(self.trainer.precision)
         if stage == "fit" and self.trainer.max_steps < 1:
-            raise UserError(f"trainer.max_steps={self.trainer.max_steps}: say how many θ steps to train, at least 1")
+            raise UserError(
+                f"trainer.max_steps={self.trainer.max_steps}: say how many θ steps to train, at least 1"
+            )
         if not hasattr(self, "weights"):
             self.algorithm.prepare(data.num_unlabeled, self.num_classes)
             make: dict[str, Callable[[list[Tensor]], Optimizer]] = {
@@ -369,7 +382,9 @@ class SSLModule(LightningModule):
             "unlabeled": ("unlabeled", data.unlabeled_batch_size),
         }
         start, stop = self.global_step * self.accumulate, self.trainer.max_steps * self.accumulate
-        return data.streams(parts, f"{self.seed} theta", start, stop, self.global_rank, self.trainer.world_size)
+        return data.streams(
+            parts, f"{self.seed} theta", start, stop, self.global_rank, self.trainer.world_size
+        )
 
     def configure_optimizers(self) -> Any:
         """θ's optimiser and schedule. Λ's is not registered: every registered optimiser's step counts as a step."""
@@ -387,7 +402,9 @@ class SSLModule(LightningModule):
                 f"model.influence={type(self.influence).__name__}: walks back through steps of torch.optim.SGD with "
                 "model.accumulate=1; use them, or another influence"
             )
-        return [optimizer], [make_schedule(optimizer, self.schedule, self.trainer.max_steps, self.lr_warmup_steps)]
+        return [optimizer], [
+            make_schedule(optimizer, self.schedule, self.trainer.max_steps, self.lr_warmup_steps)
+        ]
 
     # ---- evaluation ---------------------------------------------------------------------------------------
 
@@ -425,7 +442,7 @@ class SSLModule(LightningModule):
         self._evaluated[name] = self._evaluated.get(name, 0) + sums
 
     def _log_evaluation(self) -> None:
-        values = {}
+        values: dict[str, Any] = {}
         for name, sums in self._evaluated.items():
             wrong, loss, count = self.trainer.strategy.reduce(sums, reduce_op="sum")
             values |= {f"{name}/error": wrong / count, f"{name}/loss": loss / count}
@@ -475,13 +492,18 @@ class SSLModule(LightningModule):
         self._finite.check()
         split = self.split()
         checkpoint["ssl_weighting"] = {
-            "data_set": split.data_set, "split_sha256": split.sha256(), "seed": self.seed, "num_unlabeled": self.weights.size
+            "data_set": split.data_set,
+            "split_sha256": split.sha256(),
+            "seed": self.seed,
+            "num_unlabeled": self.weights.size,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another data set or split; go on with the seed of the run that saved it."""
         if "ssl_weighting" not in checkpoint:
-            raise UserError("ckpt_path: this checkpoint was not written by this program; give one of its last.ckpt files")
+            raise UserError(
+                "ckpt_path: this checkpoint was not written by this program; give one of its last.ckpt files"
+            )
         saved = checkpoint["ssl_weighting"]
         split = self.split()
         if saved["data_set"] != split.data_set:

@@ -16,16 +16,16 @@ import pyarrow.parquet as pq
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger
 
 # The packages of plug-ins, whole: jsonargparse finds a class by its short name once it is imported.
-import ssl_weighting.data
 from ssl_weighting.algorithms import Algorithm
 from ssl_weighting.backbones import Backbone
 from ssl_weighting.callbacks import MetricsCsv, RunFiles, WeightHistogram, progress_callback
 from ssl_weighting.callbacks.run_files import predictions_table
-from ssl_weighting.data.base import SSLData
+from ssl_weighting.data import SSLData
 from ssl_weighting.errors import UserError
 from ssl_weighting.files import whole_file
 from ssl_weighting.influence import Influence
@@ -87,14 +87,18 @@ def _known_keys(parser: LightningArgumentParser) -> list[str]:
     for prefix, base in plugins:
         for cls in _with_subclasses(base):
             names = {
-                n for n in inspect.signature(cls.__init__).parameters if n not in ("self", "args", "kwargs")
+                n for n in inspect.signature(cls).parameters if n not in ("args", "kwargs")
             }
             keys |= {f"{prefix}.{name}" for name in names} | names
     return sorted(keys)
 
 
 def _with_subclasses(cls: type) -> list[type]:
-    return [cls, *(c for s in cls.__subclasses__() for c in _with_subclasses(s))]
+    found = [cls]
+    subclasses: list[type] = cls.__subclasses__()
+    for subclass in subclasses:
+        found += _with_subclasses(subclass)
+    return found
 
 
 class CLI(LightningCLI):
@@ -103,12 +107,12 @@ class CLI(LightningCLI):
     Args:
         args: Command line after the program's name.
         recipe: Name of the folder that the run goes into.
+        fresh: A run's folder is added to it when it is made.
     """
 
-    def __init__(self, args: list[str], recipe: str) -> None:
-        self.recipe = recipe
+    def __init__(self, args: list[str], recipe: str, fresh: list[Path]) -> None:
+        self.recipe, self.fresh = recipe, fresh
         self.directory: Path | None = None
-        self._fresh_directory = False
         super().__init__(
             SSLModule,
             SSLData,
@@ -130,12 +134,11 @@ class CLI(LightningCLI):
         """Our own options, and what the model takes from the data."""
         parser.add_argument("--runs", type=str, default="runs", help="Folder that run folders go into.")
         parser.add_lightning_class_args(RunFiles, "checkpoint")
-        parser.add_lightning_class_args(WeightHistogram, "histogram")
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
         parser.set_defaults({"model.influence": {"class_path": "ssl_weighting.influence.ExactLastLayer"}})
 
     def _parse_ckpt_path(self) -> None:
-        """Turn ``last`` into a path. (Lightning's own version lets a checkpoint override the command line.)"""
+        """Turn ``last`` into a path. Lightning's own version lets a checkpoint override the command line."""
         config = self.config[self.config.subcommand]
         given = config.get("ckpt_path")
         if not given:
@@ -173,30 +176,29 @@ class CLI(LightningCLI):
             self.directory = _new_directory(
                 Path(config.runs) / self.recipe, self._get(config, "seed_everything")
             )
-            self._fresh_directory = True
+            self.fresh.append(self.directory)
+        elif not checkpoint:
+            raise UserError(
+                f"ckpt_path: {self.subcommand} needs a trained model; give RUN/checkpoints/last.ckpt, or `last`"
+            )
         else:
-            self.directory = Path.cwd()
+            self.directory = Path(checkpoint).resolve().parent
         _offer_folder_to_loggers(config, self.directory)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        assert self.directory is not None
         given = config.get("logger")
         loggers: list[Logger] = (
             [] if given in (None, True, False) else given if isinstance(given, list) else [given]
         )
-        callbacks = [*callbacks, progress_callback()]
-        config["enable_progress_bar"] = bool(config.get("enable_progress_bar", True)) and any(
-            type(c).__name__ == "Bar" for c in callbacks
-        )
-        if not config["enable_progress_bar"]:
-            callbacks = [c for c in callbacks if type(c).__name__ != "Bar"]
         if self.subcommand == "fit":
-            assert self.directory is not None
-            for callback in callbacks:
-                if isinstance(callback, (RunFiles, WeightHistogram)):
-                    callback.directory = self.directory
-                if isinstance(callback, RunFiles):
-                    callback.configuration = self._configuration()
+            (run_files,) = (callback for callback in callbacks if isinstance(callback, RunFiles))
+            run_files.directory, run_files.configuration = self.directory, self._configuration()
+            callbacks = [*callbacks, WeightHistogram(self.directory)]
             loggers = [*loggers, MetricsCsv(self.directory / "metrics.csv")]
+        if config.get("enable_progress_bar") is not False:
+            callbacks = [*callbacks, progress_callback()]
+        config["enable_progress_bar"] = isinstance(callbacks[-1], ProgressBar)
         config["logger"] = loggers or False
         config["default_root_dir"] = str(self.directory)
         return super()._instantiate_trainer(config, callbacks)
@@ -237,18 +239,13 @@ class CLI(LightningCLI):
 
     def predict(self, **arguments: Any) -> None:
         """Write the class probabilities that a checkpoint gives to ``predictions.parquet``."""
-        batches = self.trainer.predict(**arguments | {"return_predictions": True})
-        assert batches and self.directory is not None
+        batches: Any = self.trainer.predict(**arguments | {"return_predictions": True})
+        assert self.directory is not None
         path = self.directory / "predictions.parquet"
         rows = self.datamodule.sets[self.datamodule.predict_on].rows
         with whole_file(path) as partial:
             pq.write_table(predictions_table(batches, rows, self.datamodule.class_names), partial)
         print(f"{path}")
-
-    def remove_unused_directory(self) -> None:
-        """Take back a folder in which nothing was written."""
-        if self._fresh_directory and self.directory is not None and not any(self.directory.iterdir()):
-            self.directory.rmdir()
 
 
 def run(argv: list[str]) -> Path | None:
@@ -266,19 +263,19 @@ def run(argv: list[str]) -> Path | None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     argv, recipe = _resolved(argv)
-    cli = CLI.__new__(CLI)
+    fresh: list[Path] = []  # LightningCLI runs in its constructor: a failed one leaves nothing to ask
     try:
-        cli.__init__(argv, recipe)  # type: ignore[misc]  # LightningCLI runs in its constructor
+        return CLI(argv, recipe, fresh).directory
     except Exception as error:
-        if hasattr(cli, "directory"):
-            cli.remove_unused_directory()
+        for directory in fresh:
+            if not any(directory.iterdir()):
+                directory.rmdir()
         cause: BaseException | None = error
         while cause is not None:  # jsonargparse wraps what a plug-in's constructor raises
             if isinstance(cause, UserError):
                 raise cause from None
             cause = cause.__cause__ or cause.__context__
         raise
-    return cli.directory
 
 
 def _resolved(argv: list[str]) -> tuple[list[str], str]:

@@ -11,7 +11,9 @@ from torch.optim.lr_scheduler import LambdaLR
 Schedule = Literal["cosine_7_16", "cosine_7_8", "linear", "constant"]
 
 
-def make_schedule(optimizer: Optimizer, schedule: Schedule, total_steps: int, warmup_steps: int = 0) -> LambdaLR:
+def make_schedule(
+    optimizer: Optimizer, schedule: Schedule, total_steps: int, warmup_steps: int = 0
+) -> LambdaLR:
     """A scheduler to be stepped once a θ step.
 
     Args:

@@ -43,7 +43,8 @@ class Distance(ABC):
 
     def gradient(self, logits: Tensor, target: Tensor) -> Tensor:
         """∂ℓ/∂logits of every example, (B, C)."""
-        return torch.func.grad(lambda z: self.value(z, target).sum())(logits)
+        gradient: Tensor = torch.func.grad(lambda z: self.value(z, target).sum())(logits)
+        return gradient
 
     def hessian(self, logits: Tensor, target: Tensor) -> Tensor:
         """∂²ℓ/∂logits² of every example, (B, C, C). Indefinite where the distance is not convex."""
@@ -51,11 +52,13 @@ class Distance(ABC):
         def one(z: Tensor, y: Tensor) -> Tensor:
             return self.value(z[None], y[None])[0]
 
-        return torch.func.vmap(torch.func.hessian(one))(logits, target)
+        hessian: Tensor = torch.func.vmap(torch.func.hessian(one))(logits, target)
+        return hessian
 
     def hessian_product(self, logits: Tensor, target: Tensor, direction: Tensor) -> Tensor:
         """∂²ℓ/∂logits² times a direction (B, C), without forming the Hessian. Returns (B, C)."""
-        return torch.func.jvp(lambda z: self.gradient(z, target), (logits,), (direction,))[1]
+        product: Tensor = torch.func.jvp(lambda z: self.gradient(z, target), (logits,), (direction,))[1]
+        return product
 
 
 class CrossEntropy(Distance):

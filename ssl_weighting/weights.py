@@ -134,7 +134,7 @@ class ExampleRecord(nn.Module):
 
         A row whose influence is zero did not move.
         """
-        rows, place = index.unique(return_inverse=True)
+        rows, place = torch.unique(index, return_inverse=True)
         total = torch.zeros(len(rows), device=index.device).index_add_(0, place, influence.float())
         self.updates[rows] += (total != 0).int()
         self.influence[rows] = torch.where(total != 0, total, self.influence[rows])

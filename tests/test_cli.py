@@ -15,7 +15,14 @@ from ssl_weighting.recipes import recipe_folder, recipe_names
 TINY = [
     *("--trainer.max_steps", "9", "--trainer.val_check_interval", "5", "--trainer.accelerator", "cpu"),
     *("--model.inner_steps", "2", "--model.warmup_steps", "1", "--data.unlabeled_batch_size", "16"),
-    *("--model.update_masked", "true", "--data.validation_batch_size", "20", "--trainer.log_every_n_steps", "3"),
+    *(
+        "--model.update_masked",
+        "true",
+        "--data.validation_batch_size",
+        "20",
+        "--trainer.log_every_n_steps",
+        "3",
+    ),
 ]
 
 
@@ -71,7 +78,8 @@ def test_the_saved_configuration_starts_the_same_run_again(finished, tmp_path):
     assert main(["fit", "--config", str(finished / "config.yaml"), "--runs", str(tmp_path)]) == 0
     (again,) = runs(tmp_path)
     first, second = (
-        torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for run in (finished, again)
+        torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for run in (finished, again)
     )
     assert torch.equal(first["weights.values"], second["weights.values"])
 
@@ -115,17 +123,29 @@ def damaged_split(tmp_path):
 
 BAD = {
     "a recipe that does not exist": (["--config", "digits_udda"], "--config digits_udda: .*digits_uda"),
-    "a misspelled key": (["--model.inner_step", "3"], r"model\.inner_step: no such key; did you mean model\.inner_steps"),
+    "a misspelled key": (
+        ["--model.inner_step", "3"],
+        r"model\.inner_step: no such key; did you mean model\.inner_steps",
+    ),
     "a misspelled data key": (["--data.num_labelled", "3"], r"num_labelled: .*num_labeled"),
-    "more labels than examples": (["--data.num_labeled", "99999"], r"data\.num_labeled=99999: digits has only"),
+    "more labels than examples": (
+        ["--data.num_labeled", "99999"],
+        r"data\.num_labeled=99999: digits has only",
+    ),
     "labelled and validation too many": (
         ["--data.num_labeled", "700", "--data.num_validation", "700"],
         r"num_labeled=700 and data\.num_validation=700: together more than",
     ),
     "N below 1": (["--model.inner_steps", "0"], r"model\.inner_steps=0: must be at least 1"),
-    "batch size below 1": (["--data.unlabeled_batch_size", "0"], r"data\.unlabeled_batch_size=0: must be at least 1"),
+    "batch size below 1": (
+        ["--data.unlabeled_batch_size", "0"],
+        r"data\.unlabeled_batch_size=0: must be at least 1",
+    ),
     "bounds reversed": (["--model.weight_bounds", "[2.0,0.0]"], r"model\.weight_bounds=\[2\.0, 0\.0\]"),
-    "a class with no label": (["--data.num_labeled", "5"], r"data\.num_labeled=5: class .* would get no label"),
+    "a class with no label": (
+        ["--data.num_labeled", "5"],
+        r"data\.num_labeled=5: class .* would get no label",
+    ),
     "float16": (["--trainer.precision", "16-mixed"], r"trainer\.precision=16-mixed: .*bf16-mixed"),
     "no such checkpoint": (["--ckpt_path", "nowhere.ckpt"], r"ckpt_path=nowhere\.ckpt: no such file"),
     "no run to resume": (["--ckpt_path", "last"], r"ckpt_path=last: no run of digits_uda"),
@@ -133,7 +153,10 @@ BAD = {
     "no steps": (["--trainer.max_steps", "-1"], r"trainer\.max_steps=-1"),
     "not a number": (["--data.num_labeled", "many"], r"data.*num_labeled.*many"),
     "a class that does not exist": (["--model.algorithm", "FixMach"], r"FixMach"),
-    "a value out of range in a plug-in": (["--model.algorithm.threshold", "1.5"], r"threshold=1\.5: must lie between"),
+    "a value out of range in a plug-in": (
+        ["--model.algorithm.threshold", "1.5"],
+        r"threshold=1\.5: must lie between",
+    ),
 }
 
 
@@ -154,7 +177,15 @@ def test_bad_input(case, tmp_path, capsys, monkeypatch):
 
 
 def test_missing_and_corrupt_data(tmp_path, capsys):
-    where = ["fit", "--config", "cifar10_uda", "--runs", str(tmp_path / "runs"), "--data.root", str(tmp_path / "data")]
+    where = [
+        "fit",
+        "--config",
+        "cifar10_uda",
+        "--runs",
+        str(tmp_path / "runs"),
+        "--data.root",
+        str(tmp_path / "data"),
+    ]
     assert main([*where, "--data.download", "false"]) == 2
     assert "data.root=" in capsys.readouterr().err
     folder = tmp_path / "data" / "cifar-10-batches-py"

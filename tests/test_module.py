@@ -225,7 +225,9 @@ def test_clipping_and_accumulation():
     before = {k: v.detach().clone() for k, v in model.model.named_parameters()}
     trainer = train(model, digits(), steps=3)
     assert trainer.global_step == 3
-    moved = math.sqrt(sum(float((v.detach() - before[k]).square().sum()) for k, v in model.model.named_parameters()))
+    moved = math.sqrt(
+        sum(float((v.detach() - before[k]).square().sum()) for k, v in model.model.named_parameters())
+    )
     assert 0 < moved <= 3e-3 * 1.0001
 
 
@@ -241,13 +243,17 @@ def test_accumulated_gradients_are_averaged():
     backward = model.manual_backward
 
     def watched(loss):
-        gradients.append(torch.autograd.grad(loss, model.model.heads["classifier"].bias, retain_graph=True)[0])
+        gradients.append(
+            torch.autograd.grad(loss, model.model.heads["classifier"].bias, retain_graph=True)[0]
+        )
         backward(loss)
 
     model.manual_backward = watched
     train(model, digits(), steps=1)
     assert len(gradients) == 2
-    torch.testing.assert_close(model.model.heads["classifier"].bias.detach(), before - gradients[0] - gradients[1])
+    torch.testing.assert_close(
+        model.model.heads["classifier"].bias.detach(), before - gradients[0] - gradients[1]
+    )
 
 
 @pytest.mark.parametrize(
@@ -278,7 +284,8 @@ def test_weight_decay_is_on_kernels_alone_unless_asked():
         model = module(decay_all=decay_all, weighting="fixed")
         train(model, digits(), steps=1)
         by_group = {
-            group["weight_decay"]: {p.dim() for p in group["params"]} for group in model.optimizers().param_groups
+            group["weight_decay"]: {p.dim() for p in group["params"]}
+            for group in model.optimizers().param_groups
         }
         assert by_group[5e-4] >= {2, 4}
         assert (1 in by_group[5e-4]) == decay_all
@@ -307,7 +314,9 @@ def test_not_a_number_stops_with_step_and_name(where):
             return [v * float("nan") for v in super().__call__(*arguments)]
 
     model = module(Broken(), influence=BrokenInfluence() if where == "lambda" else None)
-    match = r"loss term 'consistency' is not finite at step 5" if where == "theta" else r"influence.*at step 7"
+    match = (
+        r"loss term 'consistency' is not finite at step 5" if where == "theta" else r"influence.*at step 7"
+    )
     with pytest.raises(NonFiniteError, match=match):
         train(model, digits())
     assert bool(model.weights.values.isfinite().all())
@@ -372,7 +381,7 @@ def test_truncated_unroll_refuses_other_optimisers():
     from ssl_weighting.influence.truncated_unroll import TruncatedUnroll
 
     model = module(influence=TruncatedUnroll(2), optimizer=torch.optim.Adam)
-    with pytest.raises(UserError, match="TruncatedUnroll.*SGD"):
+    with pytest.raises(UserError, match=r"TruncatedUnroll.*SGD"):
         train(model, digits())
 
 
@@ -387,5 +396,7 @@ def test_a_lambda_step_sees_theta_after_the_step_in_bfloat16():
             differences.append(float((fresh - validation.logits).abs().max()))
             return super().__call__(network, objective, validation)
 
-    train(module(influence=Watching(), inner_steps=1, warmup_steps=0), digits(), steps=4, precision="bf16-mixed")
+    train(
+        module(influence=Watching(), inner_steps=1, warmup_steps=0), digits(), steps=4, precision="bf16-mixed"
+    )
     assert differences == [0.0] * 4

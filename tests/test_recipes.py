@@ -34,7 +34,10 @@ def image_sets(tmp_path_factory):
             pickle.dump(batch, file, protocol=2)
     for part in ("train", "test", "extra"):
         pixels = generator.integers(0, 256, (32, 32, 3, 100), dtype=np.uint8)
-        savemat(root / f"{part}_32x32.mat", {"X": pixels, "y": (np.arange(100) % 10 + 1)[:, None].astype(np.uint8)})
+        savemat(
+            root / f"{part}_32x32.mat",
+            {"X": pixels, "y": (np.arange(100) % 10 + 1)[:, None].astype(np.uint8)},
+        )
     return root
 
 

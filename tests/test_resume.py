@@ -10,7 +10,14 @@ import torch
 OPTIONS = [
     *("fit", "--config", "digits_uda", "--trainer.max_steps", "60", "--trainer.val_check_interval", "20"),
     *("--model.inner_steps", "3", "--model.warmup_steps", "5", "--checkpoint.every_steps", "7"),
-    *("--data.unlabeled_batch_size", "16", "--trainer.accelerator", "cpu", "--trainer.log_every_n_steps", "4"),
+    *(
+        "--data.unlabeled_batch_size",
+        "16",
+        "--trainer.accelerator",
+        "cpu",
+        "--trainer.log_every_n_steps",
+        "4",
+    ),
 ]
 
 
@@ -31,7 +38,8 @@ def test_sigkill(tmp_path):
     assert start(tmp_path / "killed", "--ckpt_path", "last").wait() == 0
     (whole,), (killed,) = (list((tmp_path / name).glob("*/*")) for name in ("whole", "killed"))
     first, second = (
-        torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for run in (whole, killed)
+        torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for run in (whole, killed)
     )
     for name, value in first.items():
         if isinstance(value, torch.Tensor):

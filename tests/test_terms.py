@@ -42,9 +42,7 @@ def test_values(batch):
     torch.testing.assert_close(
         KL_DIVERGENCE.value(z, y), F.kl_div(z.log_softmax(-1), y, reduction="none").sum(-1)
     )
-    torch.testing.assert_close(
-        SQUARED_ERROR.value(z, y), F.mse_loss(p, y, reduction="none").mean(-1)
-    )
+    torch.testing.assert_close(SQUARED_ERROR.value(z, y), F.mse_loss(p, y, reduction="none").mean(-1))
     torch.testing.assert_close(ENTROPY.value(z, y), torch.distributions.Categorical(logits=z).entropy())
 
 
@@ -82,9 +80,7 @@ def test_loss_is_scale_times_the_mean_over_all_examples(batch):
     mask = torch.tensor([1, 0, 1, 1, 0, 1]).double()
     weights = torch.rand(6).double()
     loss = term(z, y, mask=mask, scale=3.0, index=torch.arange(6)).loss(weights)
-    expected = 3 * sum(
-        float(weights[i] * mask[i] * F.cross_entropy(z[i], y[i])) for i in range(6)
-    ) / 6
+    expected = 3 * sum(float(weights[i] * mask[i] * F.cross_entropy(z[i], y[i])) for i in range(6)) / 6
     assert float(loss) == pytest.approx(expected, rel=1e-12)
 
 

@@ -103,17 +103,17 @@ class Classifier(nn.Module):
         super().__init__()
         self.backbone = backbone
         binary = symmetric_binary_head and num_classes == 2
-        heads: dict[str, nn.Module] = {
+        heads: dict[str, Head | SymmetricBinaryHead] = {
             "classifier": SymmetricBinaryHead(backbone.feature_dim)
             if binary
             else Head(backbone.feature_dim, num_classes)
         }
         for name, classes in (extra_heads or {}).items():
             heads[name] = Head(backbone.feature_dim, classes)
-        self.heads = nn.ModuleDict(heads)
         for head in heads.values():
             backbone.initialise_head(head.weight)
             nn.init.zeros_(head.bias)
+        self.heads = nn.ModuleDict(heads)
 
     def forward(self, inputs: Inputs, head: str = "classifier") -> Output:
         """Features and logits of a batch."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 
 from ssl_weighting.backbones.base import Backbone
@@ -20,10 +22,7 @@ class MLP(Backbone):
         super().__init__()
         sizes = (in_features, *hidden)
         self.layers = nn.Sequential(
-            *[
-                nn.Sequential(nn.Linear(before, after), nn.ReLU())
-                for before, after in zip(sizes[:-1], sizes[1:], strict=True)
-            ]
+            *[nn.Sequential(nn.Linear(before, after), nn.ReLU()) for before, after in pairwise(sizes)]
         )
         self.feature_dim = sizes[-1]
         self.last_block = rf"layers\.{len(hidden) - 1}\."

@@ -106,7 +106,9 @@ class _SameStride(nn.Sequential):
         conv = self[0]
         assert isinstance(conv, nn.Conv2d)
         pads = []
-        for size, kernel, stride in zip(x.shape[:1:-1], conv.kernel_size[::-1], conv.stride[::-1], strict=True):
+        for size, kernel, stride in zip(
+            x.shape[:1:-1], conv.kernel_size[::-1], conv.stride[::-1], strict=True
+        ):
             total = max(0, (math.ceil(size / stride) - 1) * stride + kernel - size)
             pads += [total // 2, total - total // 2]
         out: Tensor = conv(torch.nn.functional.pad(x, pads))

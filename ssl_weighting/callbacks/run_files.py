@@ -125,4 +125,5 @@ def predictions_table(
         "index": rows[positions].numpy(),
         "class": [class_names[c] for c in probabilities.argmax(-1).tolist()],
     }
-    return pa.table(columns | {f"probability_{n}": p.numpy() for n, p in zip(class_names, probabilities.T)})
+    known = zip(class_names[: probabilities.shape[1]], probabilities.T, strict=True)
+    return pa.table(columns | {f"probability_{name}": p.numpy() for name, p in known})

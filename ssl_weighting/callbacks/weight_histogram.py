@@ -16,16 +16,19 @@ from ssl_weighting.module import SSLModule
 class WeightHistogram(Callback):
     """Logs mean, standard deviation, least, largest and quantiles of Λ at every validation, and its histogram.
 
-    At the end it draws ``weights.png`` into the run's folder, if any weight moved.
+    At the end it draws ``weights.png``, if any weight moved.
+
+    Args:
+        directory: The run's folder.
     """
 
-    def __init__(self) -> None:
-        self.directory: Path | None = None
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log Λ as it is now."""
         assert isinstance(pl_module, SSLModule)
-        if trainer.sanity_checking or not trainer.training and trainer.state.fn != "fit":
+        if trainer.sanity_checking:
             return
         values = pl_module.weights.values.detach().float().cpu().numpy()
         numbers = {
@@ -50,7 +53,7 @@ class WeightHistogram(Callback):
         """Draw the final histogram."""
         assert isinstance(pl_module, SSLModule)
         moved = bool((pl_module.record.updates > 0).any())
-        if self.directory is not None and trainer.is_global_zero and moved:
+        if trainer.is_global_zero and moved:
             draw_histogram(pl_module, self.directory / "weights.png")
 
 
