@@ -147,6 +147,7 @@ class SSLModule(LightningModule):
         self.record: ExampleRecord
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         self._influence_batches: Iterator[tuple[dict[str, Examples], int, int]] | None = None
+        self._influence_state: Any = None
         self._finite = _FiniteGuard()
         self._evaluated: dict[str, Tensor] = {}
         self.latest: dict[str, float] = {}
@@ -160,9 +161,10 @@ class SSLModule(LightningModule):
         self._theta_step(batch, batch_idx)
         stepped = (batch_idx + 1) % self.accumulate == 0
         if stepped and self.learns_weights and self._inner_steps_are_done():
+            fresh = self._next_influence_batch()  # before seeding: a loader that starts draws a number
             self._seed("lambda", self.global_step)
             torch.clear_autocast_cache()  # which holds low-precision copies of θ from before the step
-            self._weight_step(self._next_influence_batch())
+            self._weight_step(fresh)
 
     def _theta_step(self, batch: dict[str, Examples], batch_idx: int) -> None:
         """θ ← θ − α ∇_θ L(D', U', θ, Λ), line 5 (Eq. 3)."""
@@ -487,6 +489,13 @@ class SSLModule(LightningModule):
 
     # ---- checkpoints --------------------------------------------------------------------------------------
 
+    def on_train_start(self) -> None:
+        """Hand the influence what a checkpoint kept of it."""
+        if self._influence_state is not None:
+            on_device = partial(pytree.tree_map_only, Tensor, lambda x: x.to(self.device))
+            self.influence.restore(on_device(self._influence_state))
+            self._influence_state = None
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what a resumed run must agree with; refuse to save a state that is not finite."""
         self._finite.check()
@@ -495,7 +504,7 @@ class SSLModule(LightningModule):
             "data_set": split.data_set,
             "split_sha256": split.sha256(),
             "seed": self.seed,
-            "num_unlabeled": self.weights.size,
+            "influence": self.influence.state(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -517,6 +526,7 @@ class SSLModule(LightningModule):
                 "pass the run's own with --data.split RUN/split.json"
             )
         self.seed = saved["seed"]
+        self._influence_state = saved["influence"]
 
 
 def check_precision(precision: object) -> None:

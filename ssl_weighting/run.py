@@ -86,9 +86,7 @@ def _known_keys(parser: LightningArgumentParser) -> list[str]:
     )
     for prefix, base in plugins:
         for cls in _with_subclasses(base):
-            names = {
-                n for n in inspect.signature(cls).parameters if n not in ("args", "kwargs")
-            }
+            names = {n for n in inspect.signature(cls).parameters if n not in ("args", "kwargs")}
             keys |= {f"{prefix}.{name}" for name in names} | names
     return sorted(keys)
 

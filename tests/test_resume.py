@@ -7,6 +7,8 @@ import time
 
 import torch
 
+from ssl_weighting.cli import main
+
 OPTIONS = [
     *("fit", "--config", "digits_uda", "--trainer.max_steps", "60", "--trainer.val_check_interval", "20"),
     *("--model.inner_steps", "3", "--model.warmup_steps", "5", "--checkpoint.every_steps", "7"),
@@ -18,6 +20,7 @@ OPTIONS = [
         "--trainer.log_every_n_steps",
         "4",
     ),
+    *("--model.update_masked", "true"),
 ]
 
 
@@ -29,10 +32,13 @@ def start(runs, *more):
 def test_sigkill(tmp_path):
     assert start(tmp_path / "whole").wait() == 0
     process = start(tmp_path / "killed")
-    while not list((tmp_path / "killed").glob("*/*/checkpoints/last.ckpt")):
+
+    def metrics():
+        return "".join(path.read_text() for path in (tmp_path / "killed").glob("*/*/metrics.csv"))
+
+    while "\n24," not in metrics():  # some Λ steps and checkpoints were made
         assert process.poll() is None
-        time.sleep(0.05)
-    time.sleep(0.3)
+        time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert start(tmp_path / "killed", "--ckpt_path", "last").wait() == 0
@@ -46,3 +52,38 @@ def test_sigkill(tmp_path):
             assert torch.equal(value.nan_to_num(), second[name].nan_to_num()), name
     assert (whole / "metrics.csv").read_text() == (killed / "metrics.csv").read_text()
     assert not list(killed.rglob("*.partial"))
+
+
+def test_the_truncated_unroll_keeps_its_history(tmp_path):
+    """Resumed between two Λ steps, the steps made before the checkpoint are still unrolled."""
+    options = [
+        *(
+            "fit",
+            "--config",
+            "digits_uda",
+            "--model.influence",
+            "TruncatedUnroll",
+            "--model.schedule",
+            "constant",
+        ),
+        *("--model.inner_steps", "4", "--model.warmup_steps", "0", "--data.unlabeled_batch_size", "8"),
+        *(
+            "--trainer.val_check_interval",
+            "20",
+            "--model.update_masked",
+            "true",
+            "--trainer.accelerator",
+            "cpu",
+        ),
+        *("--data.labeled_batch_size", "8", "--model.backbone.channels", "[8,8]"),
+    ]
+    assert main([*options, "--runs", str(tmp_path / "whole"), "--trainer.max_steps", "8"]) == 0
+    assert main([*options, "--runs", str(tmp_path / "resumed"), "--trainer.max_steps", "6"]) == 0
+    resume = ["--ckpt_path", "last", "--trainer.max_steps", "8"]
+    assert main([*options, "--runs", str(tmp_path / "resumed"), *resume]) == 0
+    first, second = (
+        torch.load(next((tmp_path / name).glob("*/*/checkpoints/last.ckpt")), weights_only=True)["state_dict"]
+        for name in ("whole", "resumed")
+    )
+    assert (first["weights.values"] != 1).any()
+    assert torch.equal(first["weights.values"], second["weights.values"])

@@ -47,7 +47,7 @@ SOLVERS: dict[str, Callable[[str], Influence]] = {
     "exact": lambda scope: ExactLastLayer(),
     "identity": lambda scope: Identity(scope=scope),
     "larsen, rank one": lambda scope: Larsen(scope=scope),
-    "larsen, Fisher (10 steps)": lambda scope: Larsen("fisher", max_iterations=10, scope=scope),
+    "larsen, Fisher": lambda scope: Larsen("fisher", scope=scope),
     "neumann (20 terms)": lambda scope: Neumann(20, scope=scope),
     "conjugate gradient (20)": lambda scope: ConjugateGradient(20, scope=scope),
     "lissa (20 of 64)": lambda scope: LiSSA(20, 64, scope=scope),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -82,6 +82,13 @@ class Influence(ABC):
         Raises:
             UserError: If the Hessian cannot be inverted; names the mend.
         """
+
+    def state(self) -> Any:
+        """What a resumed run needs of this influence: tensors, numbers, strings, lists and dictionaries of them."""
+        return None
+
+    def restore(self, state: Any) -> None:  # noqa: B027  (most solvers remember nothing)
+        """Take up what :meth:`state` gave."""
 
     def record_step(self, step: ThetaStep) -> None:  # noqa: B027  (most solvers need no history)
         """See the θ step that was just made. Called after every one if ``records_steps`` > 0."""

@@ -7,11 +7,18 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from ssl_weighting.errors import UserError
-from ssl_weighting.influence.evaluation import example_weights
+from ssl_weighting.influence.base import Network
+from ssl_weighting.influence.curvature import CurvatureOperator, flatten
+from ssl_weighting.influence.evaluation import Batch, Piece, batch_size, example_weights, logits_at, rows
+from ssl_weighting.influence.products import Examples
 from ssl_weighting.influence.scoped import Problem, ScopedInfluence, check_positive
-from ssl_weighting.terms import Objective
+from ssl_weighting.terms import Inputs, LossTerm, Objective
+
+KEPT_BYTES = 2**28
+COLUMNS = 2**16
 
 
 class Larsen(ScopedInfluence):
@@ -20,17 +27,24 @@ class Larsen(ScopedInfluence):
     ``batch``: H = G Gᵀ of the batch's gradient G = ∇L(D', U'), of rank one, so by Sherman and Morrison
     v = (g − G (G·g) / (δ + |G|²)) / δ.
 
-    ``fisher``: H = Σ_i w_i ∇ℓ_i ∇ℓ_iᵀ over the n examples, the empirical Fisher, w_i = scale · λ · mask / B.
-    With A the n × P matrix of rows √w_i ∇ℓ_i, Woodbury gives v = (g − Aᵀ (δ + A Aᵀ)⁻¹ A g) / δ. The n × n
-    system is solved by conjugate gradients on products with A (per-example products) and Aᵀ (one weighted
-    backward pass), so no per-example gradient is ever held.
+    ``fisher``: H = Jᵀ W J = Σ_i w_i ∇ℓ_i ∇ℓ_iᵀ over the n examples, the empirical Fisher. J (n, P) has the
+    rows ∇ℓ_i; w_i = scale · λ · mask / B. With K = J Jᵀ (n, n), Woodbury gives
+
+        s = √W (δ + √W K √W)⁻¹ √W J g    (n,)
+        v = (g − Jᵀ s) / δ               (P,)
+        J v = (J g − K s) / δ            (n,), from which the influences are read off.
+
+    K and J g are summed, and the system factorised, in float64, from per-example gradients in the network's
+    own precision. J v is not taken from v: its part along the gradients is what the subtraction leaves, which
+    in float32 can be mostly rounding. If J takes up to 2**28 bytes it is formed once. Beyond that, a block of
+    rows of that size is kept while the others pass by, a chunk at a time, to be computed again for the next
+    block: the time then grows with n² P.
 
     Args:
         outer_product: ``batch`` or ``fisher``.
         damping: δ, above 0: without it a matrix of low rank has no inverse.
-        tolerance: Relative residual of the ``fisher`` system.
-        max_iterations: Most steps on the ``fisher`` system; n of them solve it exactly but for rounding.
-        options: ``scope``, ``engine`` and ``chunk_size``; see :class:`ScopedInfluence`.
+        options: ``scope``, ``engine`` and ``chunk_size``; see :class:`ScopedInfluence`. ``fisher`` takes
+            gradients by ``vmap``, or by ``serial`` if told so or if the network cannot be vectorised.
 
     Raises:
         UserError: For an argument out of range.
@@ -40,66 +54,142 @@ class Larsen(ScopedInfluence):
         self,
         outer_product: Literal["batch", "fisher"] = "batch",
         damping: float = 5e-4,
-        tolerance: float = 1e-4,
-        max_iterations: int = 50,
         **options: Any,
     ) -> None:
         super().__init__(**options)
         if outer_product not in ("batch", "fisher"):
             raise UserError(f"influence.outer_product={outer_product!r}: must be 'batch' or 'fisher'")
-        for name, value in (
-            ("damping", damping),
-            ("tolerance", tolerance),
-            ("max_iterations", max_iterations),
-        ):
-            check_positive(name, value)
+        check_positive("damping", damping)
         self.outer_product, self.damping = outer_product, damping
-        self.tolerance, self.max_iterations = tolerance, max_iterations
 
     def solve(self, problem: Problem, gradient: Tensor) -> Tensor:
         """See :meth:`ScopedInfluence.solve`."""
         if self.outer_product == "fisher":
-            return self._woodbury(_Fisher(problem), gradient)
+            return _Fisher(problem, gradient, self.damping).solution()
         batch = problem.operator("ggn", 0.0).gradient()
         return (gradient - batch * (batch @ gradient) / (self.damping + batch @ batch)) / self.damping
 
-    def _woodbury(self, fisher: _Fisher, gradient: Tensor) -> Tensor:
-        residual = fisher.gather(gradient)  # A g
-        solution, direction = torch.zeros_like(residual), residual.clone()
-        square = residual @ residual
-        goal = self.tolerance**2 * square
-        for _ in range(self.max_iterations):
-            if square <= goal:
-                break
-            product = fisher.gather(fisher.spread(direction)) + self.damping * direction
-            step = square / (direction @ product)
-            solution += step * direction
-            residual -= step * product
-            previous, square = square, residual @ residual
-            direction = residual + (square / previous) * direction
-        return (gradient - fisher.spread(solution)) / self.damping
+    def evaluate(self, network: Network, objective: Objective, validation: LossTerm) -> list[Tensor]:
+        """See :meth:`ScopedInfluence.evaluate`."""
+        if self.outer_product == "batch":
+            return super().evaluate(network, objective, validation)
+        problem = self.problem(network, objective, validation)
+        products = _Fisher(problem, problem.validation_gradient(), self.damping).products()
+        return [
+            -term.scale * product
+            for term, product in zip(problem.objective.terms, products, strict=True)
+            if term.index is not None
+        ]
 
 
 class _Fisher:
-    """A, the matrix of rows √w_i ∇ℓ_i, as two products."""
+    """(Jᵀ W J + δ) v = g, solved on the side of the n examples."""
 
-    def __init__(self, problem: Problem) -> None:
-        self.problem, self.terms = problem, problem.objective.terms
-        self.roots, self.factors = [], []
-        for term, weights in zip(self.terms, problem.objective.weights, strict=True):
-            weight = example_weights(term, weights, problem.dtype)  # of the loss before scaling
-            self.roots.append(weight.clamp_min(0).sqrt())
-            self.factors.append(1 / term.scale if term.scale else 0.0)
+    def __init__(self, problem: Problem, gradient: Tensor, damping: float) -> None:
+        self.problem, self.gradient, self.damping = problem, gradient, damping
+        self.serial = problem.engine == "serial"
+        self.wide = torch.float32 if gradient.device.type == "mps" else torch.float64
+        self.sizes = [len(term.mask) for term in problem.objective.terms]
+        self.gram = gradient.new_empty(sum(self.sizes), sum(self.sizes), dtype=self.wide)  # K
+        self.dots = gradient.new_empty(sum(self.sizes), dtype=self.wide)  # J g
+        self._measure()
+        self.coefficients = self._solve()  # s
 
-    def gather(self, vector: Tensor) -> Tensor:
-        """A v, (n,), for v (P,)."""
-        products = self.problem.products(self.terms, vector)
-        return torch.cat([p * f * r for p, f, r in zip(products, self.factors, self.roots, strict=True)])
+    def solution(self) -> Tensor:
+        """The vector v, (P,); Jᵀ s is one weighted backward pass."""
+        objective = self.problem.objective
+        weights = [s.to(self.problem.dtype) for s in torch.split(self.coefficients, self.sizes)]
+        terms = [replace(t, mask=torch.ones_like(t.mask), scale=float(len(t.mask))) for t in objective.terms]
+        spread = self.problem.operator_of(Objective(terms, weights), "ggn", 0.0).gradient()
+        return (self.gradient - spread) / self.damping
 
-    def spread(self, coefficients: Tensor) -> Tensor:
-        """Aᵀ c, (P,), for c (n,)."""
-        parts = torch.split(coefficients, [len(r) for r in self.roots])
-        ones = [torch.ones_like(t.mask) for t in self.terms]
-        terms = [replace(t, mask=one, scale=float(len(one))) for t, one in zip(self.terms, ones, strict=True)]
-        weights = [c * r for c, r in zip(parts, self.roots, strict=True)]
-        return self.problem.operator_of(Objective(terms, weights), "ggn", 0.0).gradient()
+    def products(self) -> list[Tensor]:
+        """J v, (B,) for every term; of the distances before scaling."""
+        products = (self.dots - self.gram @ self.coefficients) / self.damping
+        return list(torch.split(products.to(self.problem.dtype), self.sizes))
+
+    def _solve(self) -> Tensor:
+        objective = self.problem.objective
+        weights = [
+            example_weights(term, weight, self.wide)
+            for term, weight in zip(objective.terms, objective.weights, strict=True)
+        ]
+        roots = torch.cat(weights).clamp_min(0).sqrt()
+        system = roots[:, None] * self.gram * roots
+        system.diagonal().add_(self.damping)
+        factor, failed = torch.linalg.cholesky_ex(system)
+        if failed and bool(torch.isfinite(system).all()):
+            raise UserError(
+                f"influence.damping={self.damping}: lost beside the gradients' products, the largest of which "
+                f"is {float(system.max()):.3g}; raise the damping"
+            )
+        return roots * torch.cholesky_solve((roots * self.dots)[:, None], factor)[:, 0]
+
+    def _measure(self) -> None:
+        width = len(self.gradient)
+        row_bytes = width * self.gradient.element_size()
+        most = 32 if self.gradient.device.type == "cpu" else 256
+        size = self.problem.products_chunk or max(1, min(most, KEPT_BYTES // row_bytes))
+        chunks = self._chunks(size)
+        count = max(1, KEPT_BYTES // (size * row_bytes))
+        for first in range(0, len(chunks), count):
+            kept = chunks[first : first + count]
+            begin, end = kept[0][0].start, kept[-1][0].stop
+            block = self.gradient.new_empty(end - begin, width)
+            for part, examples in kept:
+                block[part.start - begin : part.stop - begin] = self._gradients(examples)
+            self.dots[begin:end] = self._dot(block, self.gradient[None])[:, 0]
+            self.gram[begin:end, begin:end] = self._dot(block, block)
+            for part, examples in chunks[first + count :]:
+                products = self._dot(self._gradients(examples), block)
+                self.gram[part, begin:end], self.gram[begin:end, part] = products, products.T
+
+    def _chunks(self, size: int) -> list[tuple[slice, Examples]]:
+        chunks, row = [], 0
+        for term in self.problem.objective.terms:
+            target = term.target.to(self.problem.dtype)
+            for start in range(0, batch_size(term.inputs), size):
+                part = slice(start, start + size)
+                examples = Examples(rows(term.inputs, part), term.head, term.distance, target[part])
+                chunks.append((slice(row, row + len(examples.target)), examples))
+                row += len(examples.target)
+        return chunks
+
+    def _dot(self, one: Tensor, other: Tensor) -> Tensor:
+        pairs = zip(torch.split(one, COLUMNS, 1), torch.split(other, COLUMNS, 1), strict=True)
+        total = one.new_zeros(len(one), len(other), dtype=self.wide)
+        for a, b in pairs:
+            total += a.to(self.wide) @ b.to(self.wide).T
+        return total
+
+    def _gradients(self, examples: Examples) -> Tensor:
+        """∇ℓ_i of every example, (b, P)."""
+        if not self.serial:
+            try:
+                return self._vectorised(examples)
+            except RuntimeError:  # an operation without a batching rule, or not known to torch.func at all
+                self.serial = True
+        return self._one_by_one(examples)
+
+    def _vectorised(self, examples: Examples) -> Tensor:
+        def loss(theta: dict[str, Tensor], one: Inputs, target: Tensor) -> Tensor:
+            batch = pytree.tree_map(lambda leaf: leaf[None], one)
+            logits = logits_at(self.problem.network, theta, batch, examples.head)
+            return examples.distance.value(logits, target[None])[0]
+
+        def gradient(one: Inputs, target: Tensor) -> Tensor:
+            return flatten(torch.func.grad(loss)(dict(self.problem.parameters), one, target))
+
+        gradients: Tensor = torch.func.vmap(gradient)(examples.inputs, examples.target)
+        return gradients.detach()
+
+    def _one_by_one(self, examples: Examples) -> Tensor:
+        ones = torch.ones(1, dtype=self.problem.dtype, device=self.gradient.device)
+        gradients = []
+        for i in range(len(examples.target)):
+            one = slice(i, i + 1)
+            piece = Piece(slice(0, 1), examples.distance, examples.target[one], ones)
+            batch = Batch(rows(examples.inputs, one), examples.head, (piece,))
+            operator = CurvatureOperator(self.problem.network, self.problem.parameters, [batch], "ggn", 0.0)
+            gradients.append(operator.gradient())
+        return torch.stack(gradients)

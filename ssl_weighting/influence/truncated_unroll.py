@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, Literal, cast
 
 import torch
@@ -14,7 +14,7 @@ from ssl_weighting.influence.base import Network, ThetaStep
 from ssl_weighting.influence.curvature import check_curvature
 from ssl_weighting.influence.evaluation import parameters_at
 from ssl_weighting.influence.scoped import Problem, ScopedInfluence, check_positive
-from ssl_weighting.terms import LossTerm, Objective
+from ssl_weighting.terms import Distance, LossTerm, Objective
 
 
 class TruncatedUnroll(ScopedInfluence):
@@ -34,8 +34,8 @@ class TruncatedUnroll(ScopedInfluence):
     their recorded path as constants. What the steps did in training mode (batch statistics, dropout) is
     replayed in evaluation mode.
 
-    The history is bounded by K copies of θ and K batches. It is not part of a checkpoint: after a resume the
-    steps made since then are unrolled, and before the first one the influence is ``Identity``'s.
+    The history is bounded by K copies of θ and K batches, and is part of a checkpoint. Before the first step
+    the influence is ``Identity``'s.
 
     Args:
         steps: K.
@@ -58,6 +58,22 @@ class TruncatedUnroll(ScopedInfluence):
     def record_step(self, step: ThetaStep) -> None:
         """See :meth:`Influence.record_step`."""
         self.history.append(step)
+
+    def state(self) -> list[dict[str, Any]]:
+        """The recorded steps, told in tensors, numbers and names."""
+        return [
+            {f.name: getattr(step, f.name) for f in fields(step) if f.name != "objective"}
+            | {"terms": [_told(t) for t in step.objective.terms], "weights": list(step.objective.weights)}
+            for step in self.history
+        ]
+
+    def restore(self, state: list[dict[str, Any]]) -> None:
+        """Take up recorded steps."""
+        self.history.clear()
+        for told in state:
+            made = {name: value for name, value in told.items() if name not in ("terms", "weights")}
+            terms = [_understood(t) for t in told["terms"]]
+            self.history.append(ThetaStep(objective=Objective(terms, told["weights"]), **made))
 
     def solve(self, problem: Problem, gradient: Tensor) -> Tensor:
         """V for as long as there is no step to unroll: the validation gradient."""
@@ -99,6 +115,21 @@ class TruncatedUnroll(ScopedInfluence):
         if self.scope != "last_layer":
             return term
         return replace(term, features=network(term.inputs, term.head)[1])
+
+
+def _told(term: LossTerm) -> dict[str, Any]:
+    told = {f.name: getattr(term, f.name) for f in fields(term)}
+    return told | {"distance": f"{type(term.distance).__module__}.{type(term.distance).__qualname__}"}
+
+
+def _understood(told: Mapping[str, Any]) -> LossTerm:
+    """The term, its distance made anew from the name of a distance that this process knows."""
+    known, found = [Distance], {}
+    while known:
+        kind: type = known.pop()
+        found[f"{kind.__module__}.{kind.__qualname__}"] = kind
+        known += kind.__subclasses__()
+    return LossTerm(**{**told, "distance": found[told["distance"]]()})
 
 
 def _decay(weight_decay: float | Mapping[str, float], parameters: Mapping[str, Tensor]) -> Tensor:

@@ -1,11 +1,15 @@
 """Every solver against dense linear algebra in float64."""
 
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
 
+from ssl_weighting.bench.timing import Options, set_up
+from ssl_weighting.bench.timing import terms as bench_terms
 from ssl_weighting.errors import UserError
+from ssl_weighting.influence import larsen
 from ssl_weighting.influence.conjugate_gradient import ConjugateGradient
 from ssl_weighting.influence.exact import ExactLastLayer
 from ssl_weighting.influence.identity import Identity
@@ -153,18 +157,106 @@ def test_larsen_rank_one(case, kind, scope):
     _assert_close(solver(c.network, c.objective, c.validation), c.influences(names, matrix), 1e-6)
 
 
-@pytest.mark.parametrize("scope", SCOPES)
-@pytest.mark.parametrize("kind", KINDS)
-def test_larsen_fisher(case, kind, scope):
-    c = case(kind)
-    names = _names(c, scope)
-    matrix = 0.02 * torch.eye(len(c.flat(names)[1]), dtype=torch.float64)
+def _fisher(c, names):
+    """Σ w ∇ℓ ∇ℓᵀ, (P, P)."""
+    size = len(c.flat(names)[1])
+    matrix = torch.zeros(size, size, dtype=torch.float64)
     for term, weights in zip(c.objective.terms, c.objective.weights, strict=True):
         gradients = c.gradients(names, term) / term.scale
         w = term.scale * term.mask * (1 if weights is None else weights) / len(gradients)
         matrix += gradients.T @ (w[:, None] * gradients)
-    solver = Larsen("fisher", 0.02, tolerance=1e-12, max_iterations=100, scope=scope)
-    _assert_close(solver(c.network, c.objective, c.validation), c.influences(names, matrix), 1e-6)
+    return matrix
+
+
+@pytest.mark.parametrize("damping", [0.02, 5e-4])
+@pytest.mark.parametrize("scope", [*SCOPES, "weight$"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_larsen_fisher(case, kind, scope, damping):
+    c = case(kind)
+    names = _names(c, scope)
+    matrix = _fisher(c, names)
+    expected = c.influences(names, matrix + damping * _eye(matrix))
+    solver = Larsen("fisher", damping, scope=scope)
+    _assert_close(solver(c.network, c.objective, c.validation), expected, 1e-8)
+
+
+def test_larsen_fisher_with_most_examples_masked(case):
+    c = case("conv")
+    terms = [replace(t, mask=t.mask * (torch.arange(len(t.mask)) == 1)) for t in c.objective.terms]
+    c.objective = Objective(terms, c.objective.weights)
+    names = _names(c, "all")
+    matrix = _fisher(c, names)
+    expected = c.influences(names, matrix + 5e-4 * _eye(matrix))
+    influences = Larsen("fisher", scope="all")(c.network, c.objective, c.validation)
+    assert (influences[0].abs() > 0).all()
+    _assert_close(influences, expected, 1e-8)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_larsen_fisher_solves_the_system(case, scope):
+    c = case("conv")
+    names = _names(c, scope)
+    solver = Larsen("fisher", scope=scope)
+    problem = solver.problem(c.network, c.objective, c.validation)
+    g = problem.validation_gradient()
+    v = solver.solve(problem, g)
+    assert (_fisher(c, names) @ v + 5e-4 * v - g).norm() <= 1e-9 * g.norm()
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3, 100])
+def test_larsen_fisher_in_blocks_recomputes_nothing_wrong(case, monkeypatch, chunk_size):
+    c = case("conv")
+    whole = Larsen("fisher", scope="all")(c.network, c.objective, c.validation)
+    size = len(c.flat()[1])
+    monkeypatch.setattr(larsen, "KEPT_BYTES", 8 * size * 4)  # four rows
+    monkeypatch.setattr(larsen, "COLUMNS", 50)
+    solver = Larsen("fisher", scope="all", chunk_size=chunk_size)
+    _assert_close(solver(c.network, c.objective, c.validation), torch.cat(whole), 1e-10)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_larsen_fisher_one_by_one(case, kind):
+    c = case(kind)
+    vectorised = Larsen("fisher", scope="all")(c.network, c.objective, c.validation)
+    serial = Larsen("fisher", scope="all", engine="serial")(c.network, c.objective, c.validation)
+    _assert_close(serial, torch.cat(vectorised), 1e-8)
+
+
+class _NotForFunctorch(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * 2
+
+
+def test_larsen_fisher_falls_back_where_vmap_fails(case):
+    c = case("mlp")
+    expected = Larsen("fisher", scope="last_layer")(c.network, c.objective, c.validation)
+    doubled = c.network.heads["classifier"].register_forward_hook(
+        lambda m, i, o: _NotForFunctorch.apply(o / 2)
+    )
+    influences = Larsen("fisher", scope="last_layer")(c.network, c.objective, c.validation)
+    doubled.remove()
+    _assert_close(influences, torch.cat(expected), 1e-10)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_larsen_fisher_in_float32(scope):
+    options = Options("wrn-10-1", 16, 24, 16)
+    single, double = set_up(options), set_up(options, torch.float64)
+    solver = Larsen("fisher", 5e-4, scope=scope)
+    value = solver(single.network, *bench_terms(single))
+    assert value[0].dtype == torch.float32
+    _assert_close([v.double() for v in value], torch.cat(solver(double.network, *bench_terms(double))), 1e-2)
+
+
+def test_larsen_fisher_says_when_the_damping_is_lost_in_rounding(case):
+    c = case("mlp")
+    with pytest.raises(UserError, match=r"influence\.damping=1e-25.*raise the damping"):
+        Larsen("fisher", 1e-25)(c.network, c.objective, c.validation)
 
 
 @pytest.mark.parametrize(
