@@ -22,6 +22,18 @@ def command(config: str, runs: Path, overrides: list[str]) -> list[str]:
     return [sys.executable, "-m", "ssl_weighting", "fit", "--config", config, "--runs", str(runs), *overrides]
 
 
+def wait_for_training(process: subprocess.Popen[bytes], runs: Path, since: float) -> float:
+    """Wait until the run has written the checkpoint that training starts with; returns when that was."""
+    while process.poll() is None:
+        written = [path.stat().st_mtime for path in runs.glob("*/*/metrics.csv")] + [
+            path.stat().st_mtime for path in runs.glob("*/*/checkpoints/last.ckpt")
+        ]
+        if written and max(written) > since and any(runs.glob("*/*/checkpoints/last.ckpt")):
+            return time.time()
+        time.sleep(0.02)
+    return time.time()
+
+
 def main() -> int:
     """Kill, resume, compare; returns 1 if anything differs."""
     argv = sys.argv[1:]
@@ -37,39 +49,39 @@ def main() -> int:
     root = options.runs or Path(tempfile.mkdtemp(prefix="kill_and_resume_"))
     moments = random.Random(options.seed)
 
+    whole = root / "whole"
+    process = subprocess.Popen(command(options.config, whole, overrides), stdout=subprocess.DEVNULL)
+    wait_for_training(process, whole, 0.0)
     start = time.monotonic()
-    subprocess.run(command(options.config, root / "whole", overrides), check=True, stdout=subprocess.DEVNULL)
-    whole = time.monotonic() - start
-    print(f"the run left alone took {whole:.0f} s", flush=True)
+    if process.wait():
+        print("the run left alone failed")
+        return 1
+    seconds = time.monotonic() - start
+    print(f"the run left alone trained for {seconds:.0f} s", flush=True)
 
-    killed = 0
+    killed, started = 0, 0.0
     runs = root / "killed"
     while True:
-        resumed = any(runs.glob("*/*/checkpoints/last.ckpt"))
+        more = ["--ckpt_path", "last"] if started else []
         process = subprocess.Popen(
-            [*command(options.config, runs, overrides), *(["--ckpt_path", "last"] if resumed else [])],
-            stdout=subprocess.DEVNULL,
+            [*command(options.config, runs, overrides), *more], stdout=subprocess.DEVNULL
         )
         if killed == options.kills:
-            if process.wait():
-                print("the last resume failed")
-                return 1
             break
-        wait = moments.uniform(0.2, 0.9) * whole
+        started = wait_for_training(process, runs, started)
+        wait = moments.uniform(0, 1.5 * seconds / options.kills)
         try:
-            status = process.wait(wait)
+            process.wait(wait)
+            break  # it finished before the moment came
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
-            killed += 1
-            at = sorted(runs.glob("*/*/metrics.csv"))
-            step = at[-1].read_text().splitlines()[-1].split(",")[0] if at else "before the first"
-            print(f"kill {killed}: after {wait:.1f} s, last logged step {step}", flush=True)
-            continue
-        if status:
-            print(f"a resumed run failed with status {status}")
-            return 1
-        break  # it finished before the moment came
+        killed += 1
+        step = next(runs.glob("*/*/metrics.csv")).read_text().splitlines()[-1].split(",")[0]
+        print(f"kill {killed}: {wait:.1f} s after training went on, last logged step {step}", flush=True)
+    if process.wait():
+        print("the last resume failed")
+        return 1
     first, second = (next((root / name).glob("*/*/checkpoints/last.ckpt")) for name in ("whole", "killed"))
     a, b = (torch.load(path, weights_only=True)["state_dict"] for path in (first, second))
     different = [
