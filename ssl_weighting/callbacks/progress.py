@@ -9,14 +9,6 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
-SHOWN = {
-    "loss": "train/loss",
-    "val err": "validation/error",
-    "λ mean": "weights/mean",
-    "λ min": "weights/min",
-    "λ max": "weights/max",
-}
-
 
 def progress_callback() -> Callback:
     """The display that suits where the output goes."""
@@ -25,11 +17,14 @@ def progress_callback() -> Callback:
 
 def _newest(pl_module: LightningModule) -> dict[str, str]:
     latest: dict[str, float] = getattr(pl_module, "latest", {})
-    return {
-        name: f"{100 * latest[key]:.2f}%" if key.endswith("/error") else f"{latest[key]:.3f}"
-        for name, key in SHOWN.items()
-        if key in latest
-    }
+    shown = {}
+    if "train/loss" in latest:
+        shown["loss"] = f"{latest['train/loss']:.3f}"
+    if "validation/error" in latest:
+        shown["val err"] = f"{100 * latest['validation/error']:.2f}%"
+    if "weights/mean" in latest:
+        shown["λ mean/min/max"] = "/".join(f"{latest[f'weights/{k}']:.2f}" for k in ("mean", "min", "max"))
+    return shown
 
 
 class Bar(RichProgressBar):
@@ -38,6 +33,9 @@ class Bar(RichProgressBar):
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """What is shown at the end of the bar."""
         return dict(_newest(pl_module))
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return "training"  # a run is one long epoch
 
 
 class Lines(Callback):
