@@ -9,6 +9,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 from ssl_weighting.errors import UserError
@@ -32,6 +33,13 @@ What people change most:
   --trainer.max_steps N  --seed_everything N  --runs DIR
 """
 
+
+# Commands that are not Lightning's: the module whose `main(argv)` returns the exit status.
+COMMANDS = {
+    "recipes": "ssl_weighting.recipes",
+    "demo": "ssl_weighting.demo",
+    "bench": "ssl_weighting.bench",
+}
 
 # Lightning's and torch's remarks that a user can do nothing about: why each is harmless here.
 UNHELPFUL_WARNINGS = (
@@ -57,8 +65,8 @@ def main(argv: list[str] | None = None) -> int:
 
             print(__version__)
             return 0
-        command = _commands().get(arguments[0])
-        if command is not None:
+        if arguments[0] in COMMANDS:
+            command: Callable[[list[str]], int] = import_module(COMMANDS[arguments[0]]).main
             return command(arguments[1:])
         run_lightning(arguments)
         return 0
@@ -68,31 +76,6 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-
-
-def _commands() -> dict[str, Callable[[list[str]], int]]:
-    return {"recipes": _recipes, "demo": _demo, "bench": _bench}
-
-
-def _recipes(argv: list[str]) -> int:
-    from ssl_weighting.recipes import recipe_folder, recipe_names
-
-    for name in recipe_names():
-        first = (recipe_folder() / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
-        print(f"{name:28s}{first.lstrip('# ')}")
-    return 0
-
-
-def _demo(argv: list[str]) -> int:
-    from ssl_weighting.demo import main as demo
-
-    return demo(argv)
-
-
-def _bench(argv: list[str]) -> int:
-    from ssl_weighting.bench import main as bench
-
-    return bench(argv)
 
 
 def run_lightning(argv: list[str]) -> Path | None:

@@ -37,3 +37,11 @@ def find_recipe(name: str) -> Path:
     near = difflib.get_close_matches(path.stem, recipe_names(), n=1, cutoff=0.4)
     hint = f"did you mean {near[0]}? " if near else ""
     raise UserError(f"--config {name}: no such file or recipe; {hint}`ssl-weighting recipes` lists them")
+
+
+def main(argv: list[str]) -> int:
+    """List the recipes with their descriptions; returns the exit status, 0."""
+    for name in recipe_names():
+        first = (recipe_folder() / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
+        print(f"{name:28s}{first.lstrip('# ')}")
+    return 0

@@ -50,6 +50,10 @@ class Source(Protocol):
         """sha256 over inputs and labels, to tell data sets apart."""
         ...
 
+    def describe(self, rows: Tensor) -> list[str]:
+        """What a person knows some rows by, (B,) int64: a file's path, a text."""
+        ...
+
 
 class InMemory:
     """A :class:`Source` that is one tensor (n, ...)."""
@@ -67,6 +71,10 @@ class InMemory:
         digest.update(self.inputs.contiguous().numpy().data)
         digest.update(self.labels.contiguous().numpy().data)
         return digest.hexdigest()
+
+    def describe(self, rows: Tensor) -> list[str]:
+        """See :class:`Source`: the row's number, which is all that is known."""
+        return [f"row {row}" for row in rows.tolist()]
 
 
 class ExampleSet(Dataset[Examples]):
