@@ -21,15 +21,16 @@ class Synthetic(SSLData):
     all training points but the validation ones, so ``pool_size + num_validation`` points are drawn to make
     it exactly ``pool_size`` long, and the labelled points are among them.
 
-    ``linear`` is two rectangles of 1×2 on both sides of the line x + y = 0, 0.6 apart; ``circles`` (radii 1
-    and 0.5) and ``moons`` are scikit-learn's. The paper gives neither noise nor exact shapes.
+    ``linear`` is two bands of 0.3×4 along the line x + y = 0, 0.1 apart and without noise, so that a line
+    separates them but ten labels do not say which; ``circles`` (radii 1 and 0.5) and ``moons`` are
+    scikit-learn's. The paper gives neither noise nor exact shapes.
 
     The only augmentation, ``weak``, does nothing.
 
     Args:
         shape: Which points; also the data set's name.
-        noise: Standard deviation of the Gaussian that blurs both coordinates. The default keeps ``linear``
-            separable.
+        noise: Standard deviation of the Gaussian that blurs both coordinates; by default none for
+            ``linear`` and 0.1 for the others.
         pool_size: Length of the unlabelled list.
         num_test: Number of test points.
         data_seed: Seed of the points; default is the seed of the split, so that every run has its own.
@@ -44,7 +45,7 @@ class Synthetic(SSLData):
     def __init__(
         self,
         shape: Literal["linear", "circles", "moons"] = "moons",
-        noise: float = 0.1,
+        noise: float | None = None,
         pool_size: int = 1000,
         num_test: int = 1000,
         data_seed: int | None = None,
@@ -55,6 +56,7 @@ class Synthetic(SSLData):
         super().__init__(num_labeled=num_labeled, num_validation=num_validation, **kwargs)
         if shape not in ("linear", "circles", "moons"):
             raise UserError(f"data.shape={shape}: must be linear, circles or moons")
+        noise = (0.0 if shape == "linear" else 0.1) if noise is None else noise
         if not 0 <= noise < float("inf"):
             raise UserError(f"data.noise={noise}: must be a number from 0")
         for key, value, least in (("pool_size", pool_size, num_labeled), ("num_test", num_test, 2)):
@@ -64,12 +66,13 @@ class Synthetic(SSLData):
             raise UserError(f"data.data_seed={data_seed}: must be at least 0")
         self.name, self.noise, self.pool_size, self.num_test = shape, noise, pool_size, num_test
         self.data_seed = data_seed
+        self.num_training = pool_size + num_validation
 
     def load(self, train: bool) -> InMemory:
         """Points float32 (n, 2) and labels int64 (n,); training and test points are drawn apart."""
         from sklearn.datasets import make_circles, make_moons  # slow to import
 
-        n = self.pool_size + self.num_validation if train else self.num_test
+        n = self.num_training if train else self.num_test
         bits = np.random.MT19937(np.random.SeedSequence((self._points_seed(), int(train))))
         random = np.random.RandomState(bits)  # its stream is frozen, a newer Generator's is not
         match self.name:
@@ -97,7 +100,7 @@ class Synthetic(SSLData):
 def _linear(n: int, noise: float, random: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
     """Points (n, 2) on both sides of the line x + y = 0, in random order, and labels (n,)."""
     labels = random.permutation(np.arange(n) % 2)
-    across = (2 * labels - 1) * random.uniform(0.3, 1.3, n)
-    along = random.uniform(-1, 1, n)
+    across = (2 * labels - 1) * random.uniform(0.05, 0.35, n)
+    along = random.uniform(-2, 2, n)
     points = np.stack((across - along, across + along), axis=1) / np.sqrt(2)
     return points + random.normal(0, noise, (n, 2)), labels
