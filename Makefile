@@ -1,10 +1,11 @@
 # `make demo` and `make test` each work alone on a machine that has Python 3.11 or newer and nothing else.
 
 PYTHON ?= python3
+DOCKER ?= docker
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint docs image image-cpu clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -28,5 +29,14 @@ lint: .venv/installed ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: .venv/installed ## the documentation site, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+image: ## the container image, for GPUs
+	$(DOCKER) build --file docker/Dockerfile --tag ssl-weighting:cuda .
+
+image-cpu: ## the container image, for CPUs alone
+	$(DOCKER) build --file docker/Dockerfile --tag ssl-weighting:cpu --build-arg TORCH_BACKEND=cpu .
+
 clean: ## remove the virtual environment and caches
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache site

@@ -12,18 +12,20 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
-from ssl_weighting.errors import UserError
+from ssl_weighting.errors import LocalError, PeerError, UserError
 
 HELP = """\
 ssl-weighting: semi-supervised learning with one learned weight for every unlabelled example
 
   ssl-weighting demo                                   three minutes on real digits: what the weights do
+  ssl-weighting init --images DIR --unlabelled DIR     your own data (or --text FILE): writes a recipe and a split
   ssl-weighting fit --config digits_uda                train (recipes by name or path; add --key value to change any)
-  ssl-weighting fit --config RECIPE --ckpt_path last   go on with a run that was stopped
-  ssl-weighting test --ckpt_path RUN/checkpoints/last.ckpt      error on the test set
+  ssl-weighting weights RUN --clean FILE               which examples did harm; the pool without them
   ssl-weighting predict --ckpt_path RUN/checkpoints/last.ckpt   class probabilities, as parquet
 
-Also: validate; recipes (list them); bench (speed); fit --help (every option); fit --model.algorithm.help=UDA (one class).
+Also: fit --config RECIPE --ckpt_path last (go on with a stopped run); test, validate; report RUN (a page, which fit
+writes too), report RUN ... --out DIR (tables); recipes (list); study (a grid of runs); bench (speed); paraphrase (for
+UDA); dashboard (of W&B); completion bash; fit --help (every option); fit --model.algorithm.help=UDA (one class).
 
 What people change most:
   --data.num_labeled N  --data.num_validation N     how many labels there are
@@ -36,9 +38,16 @@ What people change most:
 
 # Commands that are not Lightning's: the module whose `main(argv)` returns the exit status.
 COMMANDS = {
+    "init": "ssl_weighting.init",
     "recipes": "ssl_weighting.recipes",
     "demo": "ssl_weighting.demo",
     "bench": "ssl_weighting.bench",
+    "paraphrase": "ssl_weighting.paraphrase",
+    "study": "ssl_weighting.study",
+    "weights": "ssl_weighting.export",
+    "report": "ssl_weighting.report",
+    "dashboard": "ssl_weighting.dashboard",
+    "completion": "ssl_weighting.completion",
 }
 
 # Lightning's and torch's remarks that a user can do nothing about: why each is harmless here.
@@ -55,7 +64,7 @@ UNHELPFUL_WARNINGS = (
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, or 2 after bad input (one line on stderr)."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments, parent = list(sys.argv[1:] if argv is None else argv), os.getppid()
     try:
         if not arguments or arguments[0] in ("-h", "--help", "help"):
             print(HELP)
@@ -74,7 +83,10 @@ def main(argv: list[str] | None = None) -> int:
         print("interrupted; the same command with --ckpt_path last goes on", file=sys.stderr)
         return 130
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or "0"
+        bereft = rank == "1" and isinstance(error, PeerError) and os.getppid() != parent
+        if rank == "0" or isinstance(error, LocalError) or bereft:  # of several processes one speaks
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 
 

@@ -11,5 +11,13 @@ class UserError(Exception):
     """
 
 
-class NonFiniteError(UserError, FloatingPointError):
+class LocalError(UserError):
+    """What one of several processes may meet alone; bad input is met by all, and the first one speaks for them."""
+
+
+class PeerError(UserError):
+    """Another process of the run is gone."""
+
+
+class NonFiniteError(LocalError, FloatingPointError):
     """A loss or an influence became NaN or infinite. Names the step and the term."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from ssl_weighting.errors import LocalError
 
 
 @contextmanager
@@ -13,6 +15,9 @@ def whole_file(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` to write to; it takes ``path``'s name, synced, when the block ends well.
 
     A crash leaves the file that was there before.
+
+    Raises:
+        LocalError: If it cannot be written: no room, no permission.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -25,5 +30,16 @@ def whole_file(path: Path) -> Iterator[Path]:
             os.fsync(directory)
         finally:
             os.close(directory)
+    except OSError as error:
+        raise LocalError(unwritable(path, error)) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # where nothing can be deleted, nothing was written
+            partial.unlink(missing_ok=True)
+
+
+def unwritable(path: Path | str, error: OSError) -> str:
+    """One line about a file that cannot be written."""
+    return (
+        f"{path}: cannot be written ({os.strerror(error.errno or 0)}); what was there before is kept. Mend that, and "
+        "the same command with --ckpt_path last goes on from the last checkpoint"
+    )

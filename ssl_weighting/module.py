@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -24,17 +25,23 @@ from ssl_weighting.algorithms.base import Algorithm, Context, Labeled, Model, Un
 from ssl_weighting.backbones.base import Backbone, Classifier
 from ssl_weighting.data.base import Examples, SSLData
 from ssl_weighting.data.split import Split
+from ssl_weighting.distributed import all_objects, all_processes, averaged, process_count
 from ssl_weighting.ema import MovingAverage
 from ssl_weighting.errors import NonFiniteError, UserError
 from ssl_weighting.influence import ExactLastLayer, Influence
 from ssl_weighting.influence.base import ThetaStep
 from ssl_weighting.optim import BiasCorrection, MaskedAdam
+from ssl_weighting.row_file import RowFile
 from ssl_weighting.schedules import Schedule, make_schedule
 from ssl_weighting.terms import LossTerm, Objective
-from ssl_weighting.weights import ExampleRecord, ExampleWeights
+from ssl_weighting.weights import ExampleRecord, ExampleWeights, Happened, row_defaults
 
 OptimizerCallable = Callable[[Iterable], Optimizer]
 Weighting = Literal["per_example", "single", "fixed"]
+Storage = Literal["memory", "sharded", "mapped"]
+
+SAMPLE = 2**20
+"""Most unlabelled examples that statistics look at: of more, an even sample is taken."""
 
 
 def default_optimizer(parameters: Iterable) -> Optimizer:
@@ -64,6 +71,11 @@ class SSLModule(LightningModule):
         weight_bounds: Smallest and largest λ. The paper: above 0; the authors' code: 0 to 2.
         update_masked: Also move examples whose loss is masked out in the batch, by the influence that they would
             have unmasked. The paper's Alg. 2 leaves them, the authors' code moves them.
+        weight_storage: Where Λ, M-Adam's moments and the record of each example are kept. ``memory``: whole, with every
+            process. ``sharded``: divided among the processes. ``mapped``: in a file ``weights.rows`` in the run's
+            folder, of which only the rows of a batch are read. The numbers are the same.
+        nonfinite: ``stop`` with an error at a loss or influence that is NaN or infinite, or ``skip`` that θ or Λ
+            step and go on; skipped steps are counted in ``train/skipped``. Skipping waits for the device every step.
         influence_batchnorm: Batch norm's statistics inside a Λ step: ``eval``, the running ones, or ``train``, the
             batch's, as in the authors' code: examples then depend on each other. Running statistics never change
             in a Λ step.
@@ -96,6 +108,8 @@ class SSLModule(LightningModule):
         weight_init: float = 1.0,
         weight_bounds: tuple[float, float] = (0.0, float("inf")),
         update_masked: bool = False,
+        weight_storage: Storage = "memory",
+        nonfinite: Literal["stop", "skip"] = "stop",
         influence_batchnorm: Literal["eval", "train"] = "eval",
         optimizer: OptimizerCallable = default_optimizer,
         decay_all: bool = False,
@@ -123,6 +137,10 @@ class SSLModule(LightningModule):
         _require("model.weight_init", weight_init, low <= weight_init <= high, f"must lie in [{low}, {high}]")
         if clip_norm is not None:
             _require("model.clip_norm", clip_norm, clip_norm > 0, "must be above 0; null for no clipping")
+        if weight_storage == "mapped" and weight_optimizer == "adam":
+            raise UserError(
+                "model.weight_storage=mapped: weight_optimizer: adam moves every row; use masked_adam"
+            )
         self.automatic_optimization = False
 
         self.model = Classifier(backbone, num_classes, symmetric_binary_head, algorithm.extra_heads)
@@ -140,11 +158,13 @@ class SSLModule(LightningModule):
         )
         self.weight_init, self.weight_bounds = weight_init, (float(low), float(high))
         self.update_masked, self.influence_batchnorm = update_masked, influence_batchnorm
+        self.weight_storage, self.nonfinite, self.skipped = weight_storage, nonfinite, 0
         self.make_optimizer, self.decay_all = optimizer, decay_all
         self.schedule, self.lr_warmup_steps = schedule, lr_warmup_steps
         self.clip_norm, self.accumulate, self.channels_last = clip_norm, accumulate, channels_last
         self.weights: ExampleWeights
         self.record: ExampleRecord
+        self.directory: Path | None = None
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         self._influence_batches: Iterator[tuple[dict[str, Examples], int, int]] | None = None
         self._influence_state: Any = None
@@ -169,19 +189,23 @@ class SSLModule(LightningModule):
     def _theta_step(self, batch: dict[str, Examples], batch_idx: int) -> None:
         """θ ← θ − α ∇_θ L(D', U', θ, Λ), line 5 (Eq. 3)."""
         optimizer = cast(LightningOptimizer, self.optimizers())
+        if self.nonfinite == "skip" and batch_idx % self.accumulate == 0:
+            self._statistics_before = [buffer.clone() for buffer in self.model.buffers()]
         objective = self._objective(batch)
         losses = [
             term.loss(weights) for term, weights in zip(objective.terms, objective.weights, strict=True)
         ]
         loss = torch.stack(losses).sum()
-        self._finite.see(
-            self.global_step,
-            {f"the loss term {t.name!r}": v for t, v in zip(objective.terms, losses, strict=True)},
-        )
-        if self.device.type == "cpu":
-            self._finite.check()
+        if self.nonfinite == "stop":
+            seen = {f"the loss term {t.name!r}": v for t, v in zip(objective.terms, losses, strict=True)}
+            self._finite.see(self.global_step, seen)
+            if self.device.type == "cpu":
+                self._finite.check()
         self.manual_backward(loss / self.accumulate)
         if (batch_idx + 1) % self.accumulate:
+            return
+        if self.nonfinite == "skip" and not self._gradient_is_finite():
+            self._skip_theta_step(optimizer)
             return
         if self.influence.records_steps and self.learns_weights:
             self.influence.record_step(self._about_to_be_made(optimizer.optimizer, objective))
@@ -190,10 +214,36 @@ class SSLModule(LightningModule):
         optimizer.step()
         optimizer.zero_grad()
         cast(LRScheduler, self.lr_schedulers()).step()
+        self._share_running_statistics()
         self.ema.update(self.model)
         with torch.no_grad():
             self.algorithm.after_step(partial(self._labeled, batch["labeled"]), self._context())
         self._log_theta_step(objective, losses, loss)
+
+    def _gradient_is_finite(self) -> bool:
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        return bool(torch.stack(torch._foreach_norm(gradients)).isfinite().all())
+
+    def _skip_theta_step(self, optimizer: LightningOptimizer) -> None:
+        """Count the step and leave θ, the optimiser's state and batch norm's statistics as they were."""
+        self.skipped += 1
+        for buffer, before in zip(self.model.buffers(), self._statistics_before, strict=True):
+            buffer.copy_(before)
+        optimizer.zero_grad()  # a parameter without a gradient does not move
+        optimizer.step()
+        cast(LRScheduler, self.lr_schedulers()).step()
+        self._log_now({"train/skipped": self.skipped})
+
+    @torch.no_grad()
+    def _share_running_statistics(self) -> None:
+        """Batch norm's running statistics averaged over the processes, so that all hold the same network."""
+        if process_count() == 1:
+            return
+        norms = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        running = [b for m in norms for b in (m.running_mean, m.running_var) if b is not None]
+        if running:
+            means = averaged(torch.cat(running)).split([len(b) for b in running])
+            torch._foreach_copy_(running, list(means))
 
     def _about_to_be_made(self, optimizer: Optimizer, objective: Objective) -> ThetaStep:
         """The θ step whose gradient stands ready, for influences that walk it backwards."""
@@ -222,11 +272,21 @@ class SSLModule(LightningModule):
             objective = self._objective(batch)
             validation = self._validation_term(batch["validation"])
             with torch.autocast(self.device.type, enabled=False):
-                influences = self.influence(self.model, objective, validation)  # lines 9 to 11
+                try:
+                    influences = self.influence(self.model, objective, validation)  # lines 9 to 11
+                except NonFiniteError:
+                    if self.nonfinite == "stop":
+                        raise
+                    influences = [term.mask * torch.nan for term in objective.terms if term.index is not None]
         terms = [term for term in objective.terms if term.index is not None]
         index = torch.cat([term.index for term in terms])  # type: ignore[misc]
         masks = [torch.ones_like(t.mask) if self.update_masked else t.mask for t in terms]
         gradient = torch.cat([mask * influence for mask, influence in zip(masks, influences, strict=True)])
+        index, gradient = all_processes(index), all_processes(gradient)  # the same Λ step everywhere
+        if self.nonfinite == "skip" and not gradient.isfinite().all():
+            self.skipped += 1
+            self._log_now({"train/skipped": self.skipped})
+            return
         self._finite.see(self.global_step, {"the influence": gradient.sum()})
         self._finite.check()  # before Λ moves
         self.weights.step(index, gradient)  # line 12
@@ -259,6 +319,20 @@ class SSLModule(LightningModule):
         split = self._data().split
         assert split is not None
         return split
+
+    def sampled(self) -> Tensor:
+        """Positions of the unlabelled examples that statistics look at: all, or an even sample of about 2**20."""
+        return torch.arange(0, self.weights.size, -(-self.weights.size // SAMPLE))
+
+    @torch.no_grad()
+    def known(self, positions: Tensor) -> tuple[Tensor, Happened]:
+        """λ of unlabelled examples by their positions (n,), on the CPU, and what happened to them, (n,) each.
+
+        With weights that are sharded every process must ask.
+        """
+        positions = positions.to(self.device)
+        weights, happened = self.weights.gather(positions), self.record.gather(positions)
+        return weights.cpu(), Happened(*(column.cpu() for column in happened))
 
     def unlabeled_labels(self) -> Tensor:
         """True labels (|U|,) int64 of the unlabelled examples, −1 where unknown. Never trained on."""
@@ -294,7 +368,13 @@ class SSLModule(LightningModule):
             parts = {
                 "labeled": ("labeled", data.labeled_batch_size),
                 "unlabeled": ("unlabeled", data.unlabeled_batch_size),
-                "validation": ("validation", min(data.validation_batch_size, len(data.sets["validation"]))),
+                "validation": (
+                    "validation",
+                    min(
+                        data.validation_batch_size,
+                        -(-len(data.sets["validation"]) // self.trainer.world_size),
+                    ),
+                ),
             }
             done = (self.global_step - self.warmup_steps) // self.inner_steps - 1
             self._influence_batches = iter(
@@ -361,20 +441,59 @@ class SSLModule(LightningModule):
             )
         if not hasattr(self, "weights"):
             self.algorithm.prepare(data.num_unlabeled, self.num_classes)
+            size, file, sharded = data.num_unlabeled, None, self.weight_storage == "sharded"
+            if self.weight_storage == "mapped":
+                file = self._row_file(size) if stage == "fit" else None
+                size = size if stage == "fit" else 0  # the checkpoint holds none
             make: dict[str, Callable[[list[Tensor]], Optimizer]] = {
                 "masked_adam": partial(MaskedAdam, lr=self.weight_lr, bias_correction=self.bias_correction),
                 "sgd": partial(torch.optim.SGD, lr=self.weight_lr),
                 "adam": partial(torch.optim.Adam, lr=self.weight_lr),
             }
             self.weights = ExampleWeights(
-                data.num_unlabeled,
+                size,
                 make[self.weight_optimizer],
                 self.weight_init,
                 self.weight_bounds,
                 shared=self.weighting == "single",
                 dense=self.weight_optimizer == "adam",
+                sharded=sharded,
+                file=file,
             )
-            self.record = ExampleRecord(data.num_unlabeled)
+            self.record = ExampleRecord(size, sharded, file)
+        if stage == "fit":
+            self._try_out(data)
+        # All processes load and compute the same buffers, batch norm's but for an average of their own: DDP would
+        # send all of them, Λ too, at every step.
+        self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
+
+    @torch.no_grad()
+    def _try_out(self, data: SSLData) -> None:
+        """Show two examples to the views and the network, so that what does not fit is said before training."""
+        few = data.sets["labeled"].__getitems__([0, len(data.sets["labeled"]) - 1]).inputs
+        few = pytree.tree_map_only(Tensor, lambda x: x.to(self.device), few)
+        kind = pytree.tree_map(lambda x: tuple(x.shape[1:]), few)
+        views: dict[str, View] = {"labeled": self.algorithm.labeled_view, **self.algorithm.views}
+        was_training = self.model.training
+        self.model.eval()
+        with torch.random.fork_rng(devices=[]):
+            key = f"model.algorithm={type(self.algorithm).__name__}: its views"
+            try:
+                shown = [self._view(few, steps) for steps in views.values()]
+                key = f"model.backbone={type(self.model.backbone).__name__}: it"
+                self.model(shown[0])
+            except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+                said = " ".join(str(error).split())[:200]
+                raise UserError(f"{key} cannot take the data's examples, of shape {kind} ({said})") from error
+        self.model.train(was_training)
+
+    def _row_file(self, size: int) -> RowFile:
+        """``weights.rows`` in the run's folder, made by the first process."""
+        path = (self.directory or Path(self.trainer.default_root_dir)) / "weights.rows"
+        if self.trainer.is_global_zero:
+            RowFile(path, size, row_defaults(self.weight_init))
+        self.trainer.strategy.barrier("weights.rows")
+        return RowFile(path, size, row_defaults(self.weight_init))
 
     def _training_batches(self) -> CombinedLoader:
         """Labelled and unlabelled batches side by side, from the θ step at which the run stands."""
@@ -396,7 +515,10 @@ class SSLModule(LightningModule):
         groups: list[dict[str, Any]] = [{"params": kernels}]
         if others:
             groups.append({"params": others, "weight_decay": 0.0})
-        optimizer = self.make_optimizer(groups)
+        try:
+            optimizer = self.make_optimizer(groups)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"model.optimizer: {error}") from error
         if self.influence.records_steps and not (
             isinstance(optimizer, torch.optim.SGD) and self.accumulate == 1
         ):
@@ -449,7 +571,7 @@ class SSLModule(LightningModule):
             wrong, loss, count = self.trainer.strategy.reduce(sums, reduce_op="sum")
             values |= {f"{name}/error": wrong / count, f"{name}/loss": loss / count}
         self._evaluated = {}
-        self.log_dict(values, logger=False)  # for callbacks and for what trainer.test returns
+        self.log_dict(values, logger=False, sync_dist=process_count() > 1)  # for callbacks and for what trainer.test returns
         self._log_now(values)
 
     # ---- logs ---------------------------------------------------------------------------------------------
@@ -481,8 +603,10 @@ class SSLModule(LightningModule):
         )
 
     def _log_now(self, values: dict[str, Any]) -> None:
-        """To all loggers, at the present θ step. Waits for the device, so not for every step."""
-        numbers = {name: float(torch.as_tensor(value).detach()) for name, value in values.items()}
+        """Means over the processes to all loggers, at the present θ step. Waits for the device, so not every step."""
+        dtype = torch.float32 if self.device.type == "mps" else torch.float64
+        told = [torch.as_tensor(value, dtype=dtype, device=self.device).detach() for value in values.values()]
+        numbers = dict(zip(values, averaged(torch.stack(told)).tolist(), strict=True))
         self.latest.update(numbers)
         for logger in self.loggers:
             logger.log_metrics(numbers, step=self.global_step)
@@ -500,12 +624,18 @@ class SSLModule(LightningModule):
         """Add what a resumed run must agree with; refuse to save a state that is not finite."""
         self._finite.check()
         split = self.split()
+        influence = self.influence.state()
         checkpoint["ssl_weighting"] = {
             "data_set": split.data_set,
             "split_sha256": split.sha256(),
             "seed": self.seed,
-            "influence": self.influence.state(),
+            "processes": process_count(),
+            "skipped": self.skipped,
+            "influence": influence if influence is None or process_count() == 1 else all_objects(influence),
         }
+        state = checkpoint["state_dict"]
+        for name, rows in (("weights.", self.weights), ("record.", self.record)):
+            state.update(rows.whole({key: value for key, value in state.items() if key.startswith(name)}))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another data set or split; go on with the seed of the run that saved it."""
@@ -525,8 +655,23 @@ class SSLModule(LightningModule):
                 "ckpt_path: the checkpoint was trained on another split of the data; "
                 "pass the run's own with --data.split RUN/split.json"
             )
-        self.seed = saved["seed"]
-        self._influence_state = saved["influence"]
+        processes = saved.get("processes", 1)
+        if saved["influence"] is not None and processes != process_count() and self.trainer.training:
+            raise UserError(
+                f"trainer.devices: the checkpoint's influence remembers the batches of {processes} processes, but "
+                f"{process_count()} are running; go on with as many"
+            )
+        self.seed, self.skipped = saved["seed"], saved.get("skipped", 0)
+        several = saved["influence"] is not None and processes > 1
+        self._influence_state = saved["influence"][self.global_rank] if several else saved["influence"]
+        state = checkpoint["state_dict"]
+        for name, rows in (("weights.", self.weights), ("record.", self.record)):
+            state.update(rows.own({key: value for key, value in state.items() if key.startswith(name)}))
+        if self.weights.file is not None:
+            if self.trainer.is_global_zero:
+                self.weights.file.open_at(checkpoint["global_step"])
+            self.trainer.strategy.barrier("weights.rows")
+            self.weights.file.open_at(checkpoint["global_step"])
 
 
 def check_precision(precision: object) -> None:

@@ -9,28 +9,47 @@ import os
 import re
 import secrets
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pyarrow.parquet as pq
 import torch
+import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 # The packages of plug-ins, whole: jsonargparse finds a class by its short name once it is imported.
 from ssl_weighting.algorithms import Algorithm
 from ssl_weighting.backbones import Backbone
-from ssl_weighting.callbacks import MetricsCsv, RunFiles, WeightHistogram, progress_callback
+from ssl_weighting.callbacks import (
+    DecisionBoundary,
+    MetricsCsv,
+    PoolQuality,
+    RunFiles,
+    Timing,
+    WandbDashboard,
+    WeightHistogram,
+    progress_callback,
+)
 from ssl_weighting.callbacks.run_files import predictions_table
+from ssl_weighting.callbacks.wandb_dashboard import finish_wandb_runs, name_wandb_run
+from ssl_weighting.dashboard import has_wandb_key
 from ssl_weighting.data import SSLData
 from ssl_weighting.errors import UserError
 from ssl_weighting.files import whole_file
 from ssl_weighting.influence import Influence
+from ssl_weighting.launch import agreed, check_strategy, explained, locked
 from ssl_weighting.module import SSLModule, check_precision
 from ssl_weighting.recipes import find_recipe
+from ssl_weighting.redact import without_secrets
+from ssl_weighting.report.page import write_page
+from ssl_weighting.runs import Run
 from ssl_weighting.summary import print_summary
 
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -99,18 +118,34 @@ def _with_subclasses(cls: type) -> list[type]:
     return found
 
 
+@dataclass
+class Kept:
+    """What is known of a run even if it fails: LightningCLI runs in its constructor, a failed one cannot be asked.
+
+    Attributes:
+        directory: The run's folder.
+        fresh: Whether it was made for this run.
+        lock: Descriptor of its lock.
+    """
+
+    directory: Path | None = None
+    fresh: bool = False
+    lock: int | None = None
+
+
 class CLI(LightningCLI):
     """LightningCLI for this project.
 
     Args:
         args: Command line after the program's name.
         recipe: Name of the folder that the run goes into.
-        fresh: A run's folder is added to it when it is made.
+        kept: Is told of the run.
     """
 
-    def __init__(self, args: list[str], recipe: str, fresh: list[Path]) -> None:
-        self.recipe, self.fresh = recipe, fresh
+    def __init__(self, args: list[str], recipe: str, kept: Kept) -> None:
+        self.recipe, self.kept = recipe, kept
         self.directory: Path | None = None
+        self.configuration = ""
         super().__init__(
             SSLModule,
             SSLData,
@@ -141,47 +176,64 @@ class CLI(LightningCLI):
         given = config.get("ckpt_path")
         if not given:
             return
-        path = self._last_checkpoint(Path(config.runs)) if given == "last" else Path(given)
+        by_name = given in ("last", "previous")
+        config.ckpt_path = agreed(
+            "checkpoint", lambda: str(self._named_checkpoint(Path(config.runs), given) if by_name else given)
+        )
+        path = Path(config.ckpt_path)
         if not path.is_file():
             raise UserError(f"ckpt_path={given}: no such file; give RUN/checkpoints/last.ckpt, or `last`")
         try:
             known = "ssl_weighting" in torch.load(path, weights_only=True, map_location="cpu", mmap=True)
         except Exception as error:  # whatever a damaged file makes torch.load raise
+            before = path.with_name("previous.ckpt")
+            mend = (
+                f"--ckpt_path {'previous' if given == 'last' else before} takes the one before it"
+                if path != before and before.is_file()
+                else "give another run's, or start without --ckpt_path"
+            )
             raise UserError(
-                f"ckpt_path={given}: not a whole checkpoint ({type(error).__name__}); "
-                "give another run's, or start without --ckpt_path"
+                f"ckpt_path={given}: {path} is not a whole checkpoint ({type(error).__name__}); {mend}"
             ) from error
         if not known:
             raise UserError(f"ckpt_path={given}: not written by this program; give RUN/checkpoints/last.ckpt")
-        config.ckpt_path = str(path)
 
-    def _last_checkpoint(self, runs: Path) -> Path:
-        found = sorted((runs / self.recipe).glob("*/checkpoints/last.ckpt"), key=lambda p: p.stat().st_mtime)
+    def _named_checkpoint(self, runs: Path, name: str) -> Path:
+        """``last.ckpt``, or ``previous.ckpt``, of the run that saved last."""
+        found = sorted(
+            (runs / self.recipe).glob("*/checkpoints/last.ckpt"), key=lambda p: p.stat().st_mtime_ns
+        )
         if not found:
             raise UserError(
-                f"ckpt_path=last: no run of {self.recipe} under {runs} has a checkpoint; start one without --ckpt_path"
+                f"ckpt_path={name}: no run of {self.recipe} under {runs} has a checkpoint; start one without --ckpt_path"
             )
-        return found[-1]
+        return found[-1].with_name(f"{name}.ckpt")
 
     def before_instantiate_classes(self) -> None:
         """Settle the run's folder: a new one, or that of the checkpoint."""
         config = self.config[self.subcommand]
         check_precision(config.trainer.precision)
+        check_strategy(config.trainer.strategy)
+        _share_encoder_name(config)
         checkpoint = config.get("ckpt_path")
         if checkpoint and Path(checkpoint).resolve().parent.name == "checkpoints":
             self.directory = Path(checkpoint).resolve().parent.parent
         elif self.subcommand == "fit" and not checkpoint:
-            self.directory = _new_directory(
-                Path(config.runs) / self.recipe, self._get(config, "seed_everything")
-            )
-            self.fresh.append(self.directory)
+            parent, seed = Path(config.runs) / self.recipe, self._get(config, "seed_everything")
+            self.directory = Path(agreed("directory", lambda: str(_new_directory(parent, seed))))
+            self.kept.fresh = True
         elif not checkpoint:
             raise UserError(
                 f"ckpt_path: {self.subcommand} needs a trained model; give RUN/checkpoints/last.ckpt, or `last`"
             )
         else:
             self.directory = Path(checkpoint).resolve().parent
-        _offer_folder_to_loggers(config, self.directory)
+        self.kept.directory = self.directory
+        if self.subcommand == "fit" and rank_zero_only.rank == 0:
+            self.kept.lock = locked(self.directory)
+        if self.subcommand == "fit":
+            self.configuration = self._configuration()  # before this run's folder gets into it
+        _offer_folder_to_loggers(config, self.directory, self.recipe, self._get(config, "seed_everything"))
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         assert self.directory is not None
@@ -191,8 +243,16 @@ class CLI(LightningCLI):
         )
         if self.subcommand == "fit":
             (run_files,) = (callback for callback in callbacks if isinstance(callback, RunFiles))
-            run_files.directory, run_files.configuration = self.directory, self._configuration()
-            callbacks = [*callbacks, WeightHistogram(self.directory)]
+            run_files.directory, run_files.configuration = self.directory, self.configuration
+            boundary = DecisionBoundary(self.directory)  # before RunFiles: a checkpoint holds its frame
+            callbacks = [
+                boundary,
+                *callbacks,
+                WeightHistogram(self.directory),
+                PoolQuality(),
+                Timing(self.directory),
+                WandbDashboard(self.recipe, self.configuration),
+            ]
             loggers = [*loggers, MetricsCsv(self.directory / "metrics.csv")]
         if config.get("enable_progress_bar") is not False:
             callbacks = [*callbacks, progress_callback()]
@@ -207,11 +267,14 @@ class CLI(LightningCLI):
         self.datamodule.setup("fit")
 
     def _configuration(self) -> str:
-        """config.yaml: the whole resolved configuration, which starts the same run again."""
+        """config.yaml: the whole resolved configuration, which starts the same run again; no secret is copied."""
         config = self.config["fit"].clone()
         for key in ("config", "ckpt_path"):
             config.pop(key, None)
-        return str(self._parser("fit").dump(config, skip_unset=False))
+        text = str(self._parser("fit").dump(config, skip_unset=False))
+        content = yaml.safe_load(text)
+        clean = without_secrets(content)
+        return text if clean == content else str(yaml.safe_dump(clean, sort_keys=False))
 
     def after_fit(self) -> None:
         """Evaluate the last averaged θ and say what came out."""
@@ -219,8 +282,13 @@ class CLI(LightningCLI):
             raise KeyboardInterrupt
         assert self.directory is not None
         self.trainer.validate(self.model, self.datamodule, verbose=False)
-        self.trainer.test(self.model, self.datamodule, verbose=False)
-        print_summary(self.model, self.directory)
+        if self.datamodule.has_test:
+            self.trainer.test(self.model, self.datamodule, verbose=False)
+        known = self.model.known(self.model.sampled())
+        if self.trainer.is_global_zero:
+            page = write_page(Run(self.directory), self.datamodule)
+            print_summary(self.model, *known, self.directory, page)
+        finish_wandb_runs(self.trainer)
 
     def test(self, **arguments: Any) -> None:
         """Print the test error of a checkpoint."""
@@ -233,16 +301,19 @@ class CLI(LightningCLI):
         self._print_error("validation")
 
     def _print_error(self, name: str) -> None:
-        print(f"{name} error: {100 * self.model.latest[f'{name}/error']:.2f} %")
+        if self.trainer.is_global_zero:
+            print(f"{name} error: {100 * self.model.latest[f'{name}/error']:.2f} %")
 
     def predict(self, **arguments: Any) -> None:
         """Write the class probabilities that a checkpoint gives to ``predictions.parquet``."""
         batches: Any = self.trainer.predict(**arguments | {"return_predictions": True})
         assert self.directory is not None
+        if not self.trainer.is_global_zero:
+            return
         path = self.directory / "predictions.parquet"
-        rows = self.datamodule.sets[self.datamodule.predict_on].rows
+        examples = self.datamodule.sets[self.datamodule.predict_on]
         with whole_file(path) as partial:
-            pq.write_table(predictions_table(batches, rows, self.datamodule.class_names), partial)
+            pq.write_table(predictions_table(batches, examples, self.datamodule.class_names), partial)
         print(f"{path}")
 
 
@@ -260,20 +331,31 @@ def run(argv: list[str]) -> Path | None:
     """
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # It alone says which of several processes ended, and how.
+    logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
     argv, recipe = _resolved(argv)
-    fresh: list[Path] = []  # LightningCLI runs in its constructor: a failed one leaves nothing to ask
+    kept = Kept()
     try:
-        return CLI(argv, recipe, fresh).directory
+        CLI(argv, recipe, kept)
+    except SIGTERMException:
+        raise SystemExit(143) from None
     except Exception as error:
-        for directory in fresh:
-            if not any(directory.iterdir()):
-                directory.rmdir()
-        cause: BaseException | None = error
-        while cause is not None:  # jsonargparse wraps what a plug-in's constructor raises
+        if kept.fresh and kept.directory is not None and not any(kept.directory.iterdir()):
+            kept.directory.rmdir()
+        causes: list[BaseException] = [error]
+        while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+            causes.append(cause)
+        for cause in causes:  # jsonargparse wraps what a plug-in's constructor raises
             if isinstance(cause, UserError):
                 raise cause from None
-            cause = cause.__cause__ or cause.__context__
+        for cause in causes:
+            if (fault := explained(cause)) is not None:
+                raise fault from error
         raise
+    finally:
+        if kept.lock is not None:
+            os.close(kept.lock)
+    return kept.directory
 
 
 def _resolved(argv: list[str]) -> tuple[list[str], str]:
@@ -297,6 +379,14 @@ def _resolved(argv: list[str]) -> tuple[list[str], str]:
     return argv, recipe or "custom"
 
 
+def _share_encoder_name(config: Namespace) -> None:
+    """Texts are tokenised for the encoder that reads them, unless another tokenizer is named."""
+    data = config.data.get("init_args") or {}
+    encoder = (config.model.backbone.get("init_args") or {}).get("name")
+    if "tokenizer" in data and data["tokenizer"] is None and encoder:
+        config.data.init_args.tokenizer = encoder
+
+
 def _new_directory(parent: Path, seed: Any) -> Path:
     parent.mkdir(parents=True, exist_ok=True)
     while True:
@@ -308,20 +398,15 @@ def _new_directory(parent: Path, seed: Any) -> Path:
         return parent / name
 
 
-def _offer_folder_to_loggers(config: Namespace, directory: Path) -> None:
+def _offer_folder_to_loggers(config: Namespace, directory: Path, recipe: str, seed: Any) -> None:
     """Loggers write into the run's folder unless told otherwise; W&B stays offline without a key."""
     given = config.trainer.logger
     for logger in given if isinstance(given, list) else [given]:
-        if (
-            isinstance(logger, Namespace)
-            and "init_args" in logger
-            and logger.init_args.get("save_dir") in (None, ".")
-        ):
+        if not isinstance(logger, Namespace) or "init_args" not in logger:
+            continue
+        if logger.init_args.get("save_dir") in (None, "."):
             logger.init_args.save_dir = str(directory)
-    if "WANDB_MODE" not in os.environ and not _has_wandb_key():
+        if logger.class_path.endswith("WandbLogger"):
+            name_wandb_run(logger, directory, recipe, seed)
+    if "WANDB_MODE" not in os.environ and not has_wandb_key():
         os.environ["WANDB_MODE"] = "offline"
-
-
-def _has_wandb_key() -> bool:
-    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    return "WANDB_API_KEY" in os.environ or (netrc.is_file() and "wandb" in netrc.read_text(errors="ignore"))

@@ -6,19 +6,25 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from ssl_weighting.module import SSLModule
+from ssl_weighting.weights import Happened
 
 
-def print_summary(module: SSLModule, directory: Path) -> None:
+def print_summary(
+    module: SSLModule, weights: Tensor, happened: Happened, directory: Path, page: Path
+) -> None:
     """A small table: errors, the range of λ, and where everything lies.
 
     Args:
         module: The trained and evaluated module.
+        weights: λ of the examples ``module.sampled()``, (n,).
+        happened: What happened to them.
         directory: The run's folder.
+        page: Its report page.
     """
-    values = module.weights.values.detach().float()
-    moved = int((module.record.updates > 0).sum())
+    values, moved = weights.float(), int((happened.updates > 0).sum())
     table = Table(show_header=False, title="finished", title_justify="left")
     table.add_row("θ steps", f"{module.trainer.global_step}")
     for key, name in (("validation/error", "validation error"), ("test/error", "test error")):
@@ -26,7 +32,8 @@ def print_summary(module: SSLModule, directory: Path) -> None:
             table.add_row(name, f"{100 * module.latest[key]:.2f} %")
     if module.learns_weights:
         table.add_row("λ mean, min, max", f"{values.mean():.3f}, {values.min():.3f}, {values.max():.3f}")
-        table.add_row("unlabelled examples moved", f"{moved} of {module.weights.size}")
+        table.add_row("unlabelled examples moved", f"{moved} of {len(values)}")
     console = Console(soft_wrap=True)
     console.print(table)
     console.print(f"run folder: {directory}", highlight=False)
+    console.print(f"report: {page}", highlight=False)

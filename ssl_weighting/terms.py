@@ -142,6 +142,8 @@ class LossTerm:
         scale: Coefficient × ramp.
         confidence: (B,), the largest probability of the guess that the target was made of, for the record;
             ``None`` if that is the target itself.
+        anchor: (B, D), detached: features of the view that the target was guessed from; ``None`` if those are
+            ``features``.
     """
 
     name: str
@@ -155,6 +157,7 @@ class LossTerm:
     head: str = "classifier"
     scale: float = 1.0
     confidence: Tensor | None = None
+    anchor: Tensor | None = None
 
     def losses(self) -> Tensor:
         """Masked, unweighted losses, (B,), at least float32."""

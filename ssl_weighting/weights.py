@@ -3,22 +3,92 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils import _pytree as pytree
 
+from ssl_weighting.distributed import all_processes, process_count, process_rank, summed
 from ssl_weighting.errors import UserError
+from ssl_weighting.row_file import RowFile
 
 OptimizerFactory = Callable[[list[Tensor]], Optimizer]
 
+WEIGHT, MOMENTS, UPDATES, INFLUENCE, PSEUDO_LABEL, CONFIDENCE = 0, slice(1, 4), 4, 5, 6, 7
+"""Columns of a :class:`RowFile` that keeps Λ."""
 
-class ExampleWeights(nn.Module):
+
+def row_defaults(init: float) -> Tensor:
+    """A row of the file as it is before its example was seen, (8,) float32."""
+    nan = float("nan")
+    return torch.tensor([init, 0, 0, 0, 0, nan, -1, nan])
+
+
+class _Rows(nn.Module):
+    """Buffers with a row an example: whole in every process, or each process's own rows of them.
+
+    Sharded, process r of k holds the rows u with u mod k = r, and one more, which stands for all rows of others
+    and is never read. Where a row of several processes is asked for, every process must ask, for equally many.
+
+    Args:
+        size: |U|.
+        sharded: Divide the rows among the processes.
+    """
+
+    def __init__(self, size: int, sharded: bool) -> None:
+        super().__init__()
+        self.size = size
+        self.world, self.rank = (process_count(), process_rank()) if sharded else (1, 0)
+        self.length = size if self.world == 1 else -(-size // self.world) + 1
+
+    def _place(self, index: Tensor) -> Tensor:
+        """Where rows (B,) are in this process's buffers."""
+        if self.world == 1:
+            return index
+        return torch.where(index % self.world == self.rank, index // self.world, self.length - 1)
+
+    def _read(self, buffer: Tensor, index: Tensor) -> Tensor:
+        """Rows (B,) of a buffer, whoever holds them."""
+        if self.world == 1:
+            return buffer[index]
+        wanted = all_processes(index)
+        found = torch.where(wanted % self.world == self.rank, buffer[self._place(wanted)], 0)
+        return summed(found)[process_rank() * len(index) :][: len(index)]
+
+    def whole(self, state: dict[str, Any]) -> dict[str, Any]:
+        """A ``state_dict`` with all rows, on the CPU, made of those of all processes; empty but in the first."""
+
+        def one(shard: Tensor) -> Tensor:
+            if shard.dim() == 0 or len(shard) != self.length:
+                return shard
+            kept = []
+            for part in torch.split(shard[:-1], 2**22):
+                everybody = all_processes(part).view(self.world, *part.shape).transpose(0, 1).flatten(0, 1)
+                if process_rank() == 0:
+                    kept.append(everybody.cpu())
+            return torch.cat(kept)[: self.size] if kept else shard.new_empty(0)
+
+        return state if self.world == 1 else pytree.tree_map_only(Tensor, one, state)
+
+    def own(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The inverse of :meth:`whole`: this process's part of all rows."""
+
+        def one(every: Tensor) -> Tensor:
+            if every.dim() == 0 or len(every) != self.size:
+                return every
+            mine = every[self.rank :: self.world]
+            return torch.cat((mine, mine.new_zeros(self.length - len(mine), *mine.shape[1:])))
+
+        return state if self.world == 1 else pytree.tree_map_only(Tensor, one, state)
+
+
+class ExampleWeights(_Rows):
     """The weights λ_u ≥ 0 of all unlabelled examples, and the optimiser that moves them (Alg. 1, line 12).
 
     Λ is a buffer and not an ``nn.Parameter``: it takes no part in backpropagation, and its optimiser must not
-    count as one of the trainer's. Values and optimiser state are part of ``state_dict``.
+    count as one of the trainer's. Values and optimiser state are part of ``state_dict``, unless they are in a file.
 
     Args:
         size: |U|, the number of rows.
@@ -28,6 +98,8 @@ class ExampleWeights(nn.Module):
         bounds: Smallest and largest value; weights are clamped after every step.
         shared: One weight for all examples (the paper's Fig. 4, left) instead of one each.
         dense: Hand the optimiser a dense gradient, so that all rows move (the ablation of Sec. 4.3).
+        sharded: Divide the rows among the processes.
+        file: Keep the rows there and not in memory.
     """
 
     values: Tensor
@@ -40,10 +112,13 @@ class ExampleWeights(nn.Module):
         bounds: tuple[float, float] = (0.0, float("inf")),
         shared: bool = False,
         dense: bool = False,
+        sharded: bool = False,
+        file: RowFile | None = None,
     ) -> None:
-        super().__init__()
-        self.size, self.bounds, self.shared, self.dense = size, bounds, shared, dense
-        self.register_buffer("values", torch.full((1 if shared else size,), float(init)))
+        super().__init__(size, sharded and not shared)
+        self.bounds, self.shared, self.dense, self.file = bounds, shared, dense, file
+        length = 1 if shared else 0 if file is not None else self.length
+        self.register_buffer("values", torch.full((length,), float(init)))
         self._factory = optimizer
         self._optimizer: Optimizer | None = None
         self._pending_state: dict[str, Any] | None = None
@@ -51,27 +126,63 @@ class ExampleWeights(nn.Module):
     def gather(self, index: Tensor) -> Tensor:
         """λ of the rows ``index``, (B,) int64. Returns (B,)."""
         self._check(index)
-        return self.values.expand(len(index)) if self.shared else self.values[index]
+        if self.shared:
+            return self.values.expand(len(index))
+        if self.file is not None:
+            return self.file.read(index)[:, WEIGHT].to(self.values)
+        return self._read(self.values, index)
 
     @torch.no_grad()
     def step(self, index: Tensor, gradient: Tensor) -> None:
         """Move the rows ``index`` (B,) against ``gradient`` (B,); rows named twice have theirs summed.
 
-        A shared weight takes the mean of the gradient.
+        A shared weight takes the mean of the gradient. All processes hand over the same rows and gradients.
         """
         self._check(index)
-        optimizer = self._current_optimizer()
         gradient = gradient.to(self.values)
+        if self.file is not None:
+            self._step_in(self.file, index, gradient)
+            return
+        optimizer = self._current_optimizer()
         if self.shared:
             index, gradient = torch.zeros_like(index[:1]), gradient.mean()[None]
-        sparse = torch.sparse_coo_tensor(index[None], gradient, self.values.shape, check_invariants=False)
-        self.values.grad = sparse.to_dense() if self.dense else sparse
+        elif self.world > 1:
+            gradient = torch.where(index % self.world == self.rank, gradient, 0)
+            index = self._place(index)
+        self._move(optimizer, self.values, index, gradient)
+
+    def _move(self, optimizer: Optimizer, values: Tensor, index: Tensor, gradient: Tensor) -> None:
+        sparse = torch.sparse_coo_tensor(index[None], gradient, values.shape, check_invariants=False)
+        values.grad = sparse.to_dense() if self.dense else sparse
         optimizer.step()
-        self.values.grad = None
+        values.grad = None
         if self.dense:
-            self.values.clamp_(*self.bounds)
+            values.clamp_(*self.bounds)
         else:
-            self.values[index] = self.values[index].clamp(*self.bounds)
+            values[index] = values[index].clamp(*self.bounds)
+
+    def _step_in(self, file: RowFile, index: Tensor, gradient: Tensor) -> None:
+        """A step on the rows named alone, brought into memory with their moments and put back."""
+        index, place = torch.unique(index, return_inverse=True)
+        rows = file.read(index)
+        values = rows[:, WEIGHT].to(self.values)
+        optimizer = self._current_optimizer()
+        (group,) = optimizer.param_groups
+        (step,) = (s["step"] for s in optimizer.state.values()) if optimizer.state else (None,)
+        group["params"] = [values]
+        optimizer.state.clear()
+        width = 3 if group.get("bias_correction") == "per_example" else 2
+        if step is not None:
+            moments = rows[:, MOMENTS][:, :width].to(values, copy=True)
+            optimizer.state[values] = {"step": step, "moments": moments}
+        self._move(optimizer, values, place, gradient)
+        rows[:, WEIGHT] = values.cpu()
+        if state := optimizer.state.get(values):
+            rows[:, MOMENTS][:, :width] = state["moments"].cpu()
+            optimizer.state.clear()
+            optimizer.state[self.values] = {"step": state["step"]}
+        group["params"] = [self.values]
+        file.write(index, rows)
 
     def _check(self, index: Tensor) -> None:
         # On an accelerator this would wait for the device; its own indexing check answers there.
@@ -103,12 +214,26 @@ class ExampleWeights(nn.Module):
         self._pending_state, self._optimizer = state, None
 
 
-class ExampleRecord(nn.Module):
+class Happened(NamedTuple):
+    """Rows of an :class:`ExampleRecord`, (B,) each: see there."""
+
+    updates: Tensor
+    influence: Tensor
+    pseudo_label: Tensor
+    confidence: Tensor
+
+
+class ExampleRecord(_Rows):
     """What happened to every unlabelled example so far: one row each, written as batches come by.
 
     Buffers, all (size,): ``updates`` int32, how many Λ steps moved the example; ``influence`` float32, its
     last influence on the validation loss (NaN before the first); ``pseudo_label`` int32 (−1 before the first)
     and ``confidence`` float32 (NaN), the last target's largest entry and its place.
+
+    Args:
+        size: |U|.
+        sharded: Divide the rows among the processes.
+        file: Keep the rows there and not in memory.
     """
 
     updates: Tensor
@@ -116,25 +241,65 @@ class ExampleRecord(nn.Module):
     pseudo_label: Tensor
     confidence: Tensor
 
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.register_buffer("updates", torch.zeros(size, dtype=torch.int32))
-        self.register_buffer("influence", torch.full((size,), float("nan")))
-        self.register_buffer("pseudo_label", torch.full((size,), -1, dtype=torch.int32))
-        self.register_buffer("confidence", torch.full((size,), float("nan")))
+    def __init__(self, size: int, sharded: bool = False, file: RowFile | None = None) -> None:
+        super().__init__(size, sharded)
+        self.file = file
+        length = 0 if file is not None else self.length
+        self.register_buffer("updates", torch.zeros(length, dtype=torch.int32))
+        self.register_buffer("influence", torch.full((length,), float("nan")))
+        self.register_buffer("pseudo_label", torch.full((length,), -1, dtype=torch.int32))
+        self.register_buffer("confidence", torch.full((length,), float("nan")))
+
+    def gather(self, index: Tensor) -> Happened:
+        """What happened to the rows ``index``, (B,) int64."""
+        if self.file is not None:
+            rows = self.file.read(index).to(self.confidence.device)
+            return Happened(
+                rows[:, UPDATES].int(), rows[:, INFLUENCE], rows[:, PSEUDO_LABEL].int(), rows[:, CONFIDENCE]
+            )
+        return Happened(*(self._read(getattr(self, name), index) for name in Happened._fields))
 
     def saw(self, index: Tensor, target: Tensor, confidence: Tensor | None) -> None:
-        """Note what the rows ``index`` (B,) were compared to: ``target`` (B, C), believed with ``confidence`` (B,)."""
+        """Note what the rows ``index`` (B,) were compared to: ``target`` (B, C), believed with ``confidence`` (B,).
+
+        What is not finite is not noted. Each process hands over what it saw; all of them note it.
+        """
         largest, label = target.max(-1)
-        self.confidence[index] = (largest if confidence is None else confidence).float()
-        self.pseudo_label[index] = label.int()
+        believed = (largest if confidence is None else confidence).float()
+        if process_count() > 1:
+            index, label, believed = (
+                x.to(x0)
+                for x, x0 in zip(
+                    all_processes(torch.stack([index.double(), label.double(), believed.double()], 1)).T,
+                    (index, label, believed),
+                    strict=True,
+                )
+            )
+        if self.file is not None:
+            rows, finite = self.file.read(index), believed.isfinite().cpu()
+            rows[:, PSEUDO_LABEL] = torch.where(finite, label.float().cpu(), rows[:, PSEUDO_LABEL])
+            rows[:, CONFIDENCE] = torch.where(finite, believed.cpu(), rows[:, CONFIDENCE])
+            self.file.write(index, rows)
+            return
+        place, finite = self._place(index), believed.isfinite()
+        believed = believed.to(self.confidence.dtype)
+        self.confidence[place] = torch.where(finite, believed, self.confidence[place])
+        self.pseudo_label[place] = torch.where(finite, label.int(), self.pseudo_label[place])
 
     def moved(self, index: Tensor, influence: Tensor) -> None:
         """Note the influences (B,) by which a Λ step moved the rows ``index`` (B,); those of a repeated row add up.
 
-        A row whose influence is zero did not move.
+        A row whose influence is zero did not move. All processes hand over the same.
         """
         rows, place = torch.unique(index, return_inverse=True)
-        total = torch.zeros(len(rows), device=index.device).index_add_(0, place, influence.float())
+        influence = influence.float()
+        total = influence.new_zeros(len(rows)).index_add_(0, place, influence)
+        if self.file is not None:
+            kept, total = self.file.read(rows), total.cpu()
+            kept[:, UPDATES] += (total != 0).float()
+            kept[:, INFLUENCE] = torch.where(total != 0, total, kept[:, INFLUENCE])
+            self.file.write(rows, kept)
+            return
+        rows = self._place(rows)
         self.updates[rows] += (total != 0).int()
-        self.influence[rows] = torch.where(total != 0, total, self.influence[rows])
+        self.influence[rows] = torch.where(total != 0, total.to(self.influence.dtype), self.influence[rows])

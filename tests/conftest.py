@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,9 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy.io import savemat
 
 CIFAR10_FILES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
 
@@ -24,6 +27,57 @@ def shared() -> Path:
     folder = Path(os.environ.get("SSL_WEIGHTING_SHARED", default))
     if not (folder / "data" / "unpack").is_file():
         pytest.skip("no real data: neither SSL_WEIGHTING_SHARED nor ../shared holds data/unpack")
+    return folder
+
+
+WORDS = "the a film was good bad great awful plot story i it loved hated very not and boring fun br s acting"
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random BERT of two layers and a vocabulary of letters and some words."""
+    transformers = pytest.importorskip("transformers")
+    import torch
+
+    folder = tmp_path_factory.mktemp("bert")
+    letters = [chr(c) for c in range(33, 127) if not chr(c).isupper()]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters)]
+    vocabulary += [word for word in WORDS.split() if word not in vocabulary]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text('{"do_lower_case": true, "tokenizer_class": "BertTokenizer"}')
+    config = transformers.BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=12,
+        max_position_embeddings=160,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformers.BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_imdb(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with made-up reviews in IMDB's layout: 40 to train, 20 to test, 30 unsupervised, 10 of them short."""
+    import random
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    draw = random.Random(0)
+    folder = tmp_path_factory.mktemp("imdb")
+    for split, count in (("train", 40), ("test", 20), ("unsup", 30)):
+        labels = [-1 if split == "unsup" else int(i >= count // 2) for i in range(count)]
+        texts = [
+            ("loved great fun " if label == 1 else "hated awful boring " if label == 0 else "plot ")
+            + " ".join(draw.choices(WORDS.split(), k=20 if split == "unsup" and i < 10 else 150))
+            for i, label in enumerate(labels)
+        ]
+        ids = [i if split == "unsup" else i % (count // 2) for i in range(count)]
+        pq.write_table(pa.table({"text": texts, "label": labels, "id": ids}), folder / f"{split}.parquet")
     return folder
 
 
@@ -55,6 +109,26 @@ def real_cifar10(shared: Path) -> Path:
     return target
 
 
+@pytest.fixture(scope="session")
+def image_sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with CIFAR-10 and SVHN in their own formats, of random pixels and a hundred images a file."""
+    root = tmp_path_factory.mktemp("data")
+    generator = np.random.default_rng(0)
+    (root / "cifar-10-batches-py").mkdir()
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        pixels = generator.integers(0, 256, (100, 3072), dtype=np.uint8)
+        batch = {"batch_label": name, "labels": [i % 10 for i in range(100)], "data": pixels, "filenames": []}
+        with open(root / "cifar-10-batches-py" / name, "wb") as file:
+            pickle.dump(batch, file, protocol=2)
+    for part in ("train", "test", "extra"):
+        pixels = generator.integers(0, 256, (32, 32, 3, 100), dtype=np.uint8)
+        savemat(
+            root / f"{part}_32x32.mat",
+            {"X": pixels, "y": (np.arange(100) % 10 + 1)[:, None].astype(np.uint8)},
+        )
+    return root
+
+
 class _Quiet(SimpleHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         pass
@@ -73,3 +147,25 @@ def web(
         yield folder, f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of nine steps on digits. Copy it before changing it."""
+    from ssl_weighting.cli import main
+
+    runs = tmp_path_factory.mktemp("runs")
+    options = {
+        "trainer.max_steps": 9,
+        "trainer.val_check_interval": 3,
+        "trainer.log_every_n_steps": 3,
+        "trainer.accelerator": "cpu",
+        "model.inner_steps": 1,
+        "model.warmup_steps": 1,
+        "model.update_masked": "true",
+        "data.unlabeled_batch_size": 16,
+    }
+    flags = [part for key, value in options.items() for part in (f"--{key}", str(value))]
+    assert main(["fit", "--config", "digits_uda", "--runs", str(runs), *flags]) == 0
+    (run,) = (runs / "digits_uda").iterdir()
+    return run

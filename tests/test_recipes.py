@@ -1,11 +1,7 @@
 """Every recipe in the folder parses and trains two steps, on small data in the sets' own formats."""
 
-import pickle
-
-import numpy as np
 import pytest
 import torch
-from scipy.io import savemat
 
 from ssl_weighting.cli import main
 from ssl_weighting.recipes import recipe_names
@@ -21,29 +17,15 @@ IMAGES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def image_sets(tmp_path_factory):
-    """CIFAR-10 and SVHN with a hundred images a file."""
-    root = tmp_path_factory.mktemp("data")
-    generator = np.random.default_rng(0)
-    (root / "cifar-10-batches-py").mkdir()
-    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
-        pixels = generator.integers(0, 256, (100, 3072), dtype=np.uint8)
-        batch = {"batch_label": name, "labels": [i % 10 for i in range(100)], "data": pixels, "filenames": []}
-        with open(root / "cifar-10-batches-py" / name, "wb") as file:
-            pickle.dump(batch, file, protocol=2)
-    for part in ("train", "test", "extra"):
-        pixels = generator.integers(0, 256, (32, 32, 3, 100), dtype=np.uint8)
-        savemat(
-            root / f"{part}_32x32.mat",
-            {"X": pixels, "y": (np.arange(100) % 10 + 1)[:, None].astype(np.uint8)},
-        )
-    return root
-
-
 @pytest.mark.parametrize("name", recipe_names())
-def test_recipe_trains(name, tmp_path, image_sets):
+def test_recipe_trains(name, tmp_path, image_sets, request):
     options = SMALL
+    if name.startswith("imdb"):
+        bert, reviews = request.getfixturevalue("tiny_bert"), request.getfixturevalue("tiny_imdb")
+        options = [
+            *(*SMALL, "--data.root", str(reviews), "--data.labeled", "random", "--model.backbone.name", str(bert)),
+            *("--data.cache", str(tmp_path / "cache")),
+        ]
     if name.startswith(("cifar10", "svhn")):
         options = [*SMALL, *IMAGES, "--data.root", str(image_sets)]
     assert main(["fit", "--config", name, "--runs", str(tmp_path), *options]) == 0

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -55,8 +54,19 @@ class Model(Protocol):
     __call__: Callable[..., Forward]
     """One batch, and the name of a head if it is not the classifier, through the network."""
 
-    def joint(self, *inputs: Inputs) -> Sequence[Forward]:
-        """Several batches in one forward pass (joint batch statistics), an output each."""
+    def joint(self, *inputs: Inputs, constant: Collection[int] = ()) -> Sequence[Forward]:
+        """Several batches in one forward pass (joint batch statistics), an output each.
+
+        ``constant`` are the positions of those that only make targets.
+        """
+        ...
+
+    def random_direction(self, inputs: Inputs) -> Tensor:
+        """Normal noise of the shape of what can be perturbed: pixels, or the embeddings of tokens."""
+        ...
+
+    def moved(self, inputs: Inputs, by: Tensor) -> Inputs:
+        """The inputs plus a perturbation."""
         ...
 
     def modules(self) -> Iterator[nn.Module]:
@@ -172,6 +182,7 @@ def unlabeled_term(
     mask: Tensor | None = None,
     scale: float = 1.0,
     confidence: Tensor | None = None,
+    anchor: Forward | None = None,
     head: str = "classifier",
 ) -> LossTerm:
     """A term of unlabelled examples, ℓ_U of Eq. 1. See :class:`~ssl_weighting.terms.LossTerm`.
@@ -185,6 +196,7 @@ def unlabeled_term(
         mask: (B,), floating or boolean; default all ones.
         scale: Coefficient × ramp.
         confidence: (B,), the largest probability of the guess behind ``target``.
+        anchor: What the network made of the view that ``target`` was guessed from, if another.
         head: The linear head that made the logits.
     """
     target = target.detach()
@@ -201,6 +213,7 @@ def unlabeled_term(
         head,
         scale,
         confidence,
+        None if anchor is None else anchor.features.detach(),
     )
 
 
@@ -247,15 +260,6 @@ def batch_statistics_of(student: Model, teacher: Model) -> Iterator[None]:
     finally:
         for norm, _, training in pairs:
             norm.training = training
-
-
-def all_processes(rows: Tensor) -> Tensor:
-    """Rows (B, ...) of all processes, in turn: running statistics made of them are the same everywhere."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return rows
-    parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, rows.contiguous())
-    return torch.cat(parts)
 
 
 def update_rates(augmentation: CTAugment, show: Show, context: Context) -> None:

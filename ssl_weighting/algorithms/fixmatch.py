@@ -11,6 +11,7 @@ from ssl_weighting.algorithms.base import (
     Model,
     Show,
     Unlabeled,
+    View,
     checked_coefficient,
     checked_fraction,
     one_hot_like,
@@ -37,23 +38,26 @@ class FixMatch(Algorithm):
         threshold: τ, least probability of the label, inclusive.
         coefficient: w, weight of the whole unlabelled loss (λ_u of the FixMatch paper).
         strong: Strong augmentations, applied in turn after the weak ones; default RandAugment (2 of 14
-            operations) and a 16-pixel cutout.
+            operations) and a 16-pixel cutout. For texts by name, such as ``tf_idf``.
     """
 
     def __init__(
-        self, threshold: float = 0.95, coefficient: float = 1.0, strong: list[nn.Module] | None = None
+        self, threshold: float = 0.95, coefficient: float = 1.0, strong: list[nn.Module | str] | None = None
     ) -> None:
         super().__init__()
         self.threshold = checked_fraction("model.algorithm.threshold", threshold)
         self.coefficient = checked_coefficient("model.algorithm.coefficient", coefficient)
-        self.strong = nn.ModuleList([RandAugment("fixmatch"), Cutout(16)] if strong is None else strong)
-        self.views = {"weak": ("weak",), "strong": ("weak", *self.strong)}
+        steps: View = tuple([RandAugment("fixmatch"), Cutout(16)] if strong is None else strong)
+        self.strong = nn.ModuleList(step for step in steps if isinstance(step, nn.Module))
+        self.views = {"weak": ("weak",), "strong": ("weak", *steps)}
 
     def loss_terms(
         self, model: Model, labeled: Labeled, unlabeled: Unlabeled, context: Context
     ) -> list[LossTerm]:
         """See :meth:`Algorithm.loss_terms`."""
-        known, weak, strong = model.joint(labeled.inputs, unlabeled.views["weak"], unlabeled.views["strong"])
+        known, weak, strong = model.joint(
+            labeled.inputs, unlabeled.views["weak"], unlabeled.views["strong"], constant=(1,)
+        )
         probabilities = weak.probabilities()
         confidence, label = probabilities.max(-1)
         return [
@@ -67,6 +71,7 @@ class FixMatch(Algorithm):
                 mask=confidence >= self.threshold,
                 scale=self.coefficient,
                 confidence=confidence,
+                anchor=weak,
             ),
         ]
 

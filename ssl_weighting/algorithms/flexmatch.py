@@ -11,7 +11,7 @@ from ssl_weighting.algorithms.base import (
     Labeled,
     Model,
     Unlabeled,
-    all_processes,
+    View,
     checked_coefficient,
     checked_fraction,
     one_hot_like,
@@ -19,6 +19,7 @@ from ssl_weighting.algorithms.base import (
     unlabeled_term,
 )
 from ssl_weighting.augment import Cutout, RandAugment
+from ssl_weighting.distributed import all_processes
 from ssl_weighting.terms import CROSS_ENTROPY, LossTerm
 
 
@@ -38,19 +39,20 @@ class FlexMatch(Algorithm):
         threshold: τ, least probability of the label of a class that has been learned, inclusive.
         coefficient: w, weight of the whole unlabelled loss.
         strong: Strong augmentations, applied in turn after the weak ones; default RandAugment (2 of 14
-            operations) and a 16-pixel cutout.
+            operations) and a 16-pixel cutout. For texts by name, such as ``tf_idf``.
     """
 
     learned: Tensor
 
     def __init__(
-        self, threshold: float = 0.95, coefficient: float = 1.0, strong: list[nn.Module] | None = None
+        self, threshold: float = 0.95, coefficient: float = 1.0, strong: list[nn.Module | str] | None = None
     ) -> None:
         super().__init__()
         self.threshold = checked_fraction("model.algorithm.threshold", threshold)
         self.coefficient = checked_coefficient("model.algorithm.coefficient", coefficient)
-        self.strong = nn.ModuleList([RandAugment("fixmatch"), Cutout(16)] if strong is None else strong)
-        self.views = {"weak": ("weak",), "strong": ("weak", *self.strong)}
+        steps: View = tuple([RandAugment("fixmatch"), Cutout(16)] if strong is None else strong)
+        self.strong = nn.ModuleList(step for step in steps if isinstance(step, nn.Module))
+        self.views = {"weak": ("weak",), "strong": ("weak", *steps)}
 
     def prepare(self, num_unlabeled: int, num_classes: int) -> None:
         """See :meth:`Algorithm.prepare`."""
@@ -60,7 +62,9 @@ class FlexMatch(Algorithm):
         self, model: Model, labeled: Labeled, unlabeled: Unlabeled, context: Context
     ) -> list[LossTerm]:
         """See :meth:`Algorithm.loss_terms`."""
-        known, weak, strong = model.joint(labeled.inputs, unlabeled.views["weak"], unlabeled.views["strong"])
+        known, weak, strong = model.joint(
+            labeled.inputs, unlabeled.views["weak"], unlabeled.views["strong"], constant=(1,)
+        )
         probabilities = weak.probabilities()
         confidence, label = probabilities.max(-1)
         effect = self.learning_effect(probabilities.shape[-1])
@@ -79,6 +83,7 @@ class FlexMatch(Algorithm):
                 mask=mask,
                 scale=self.coefficient,
                 confidence=confidence,
+                anchor=weak,
             ),
         ]
 

@@ -12,7 +12,7 @@ from ssl_weighting.algorithms.base import (
     Labeled,
     Model,
     Unlabeled,
-    all_processes,
+    View,
     checked_coefficient,
     checked_fraction,
     one_hot_like,
@@ -20,6 +20,7 @@ from ssl_weighting.algorithms.base import (
     unlabeled_term,
 )
 from ssl_weighting.augment import Cutout, RandAugment
+from ssl_weighting.distributed import all_processes
 from ssl_weighting.terms import CROSS_ENTROPY, Distance, LossTerm
 
 
@@ -65,7 +66,7 @@ class FreeMatch(Algorithm):
         momentum: m.
         max_threshold: Upper limit of τ; 0.95 on SVHN.
         strong: Strong augmentations, applied in turn after the weak ones; default RandAugment (2 of 14
-            operations) and a 16-pixel cutout.
+            operations) and a 16-pixel cutout. For texts by name, such as ``tf_idf``.
     """
 
     level: Tensor
@@ -78,7 +79,7 @@ class FreeMatch(Algorithm):
         fairness_coefficient: float = 0.001,
         momentum: float = 0.999,
         max_threshold: float = 1.0,
-        strong: list[nn.Module] | None = None,
+        strong: list[nn.Module | str] | None = None,
     ) -> None:
         super().__init__()
         self.coefficient = checked_coefficient("model.algorithm.coefficient", coefficient)
@@ -87,8 +88,9 @@ class FreeMatch(Algorithm):
         )
         self.momentum = checked_fraction("model.algorithm.momentum", momentum)
         self.max_threshold = checked_fraction("model.algorithm.max_threshold", max_threshold)
-        self.strong = nn.ModuleList([RandAugment("fixmatch"), Cutout(16)] if strong is None else strong)
-        self.views = {"weak": ("weak",), "strong": ("weak", *self.strong)}
+        steps: View = tuple([RandAugment("fixmatch"), Cutout(16)] if strong is None else strong)
+        self.strong = nn.ModuleList(step for step in steps if isinstance(step, nn.Module))
+        self.views = {"weak": ("weak",), "strong": ("weak", *steps)}
 
     def prepare(self, num_unlabeled: int, num_classes: int) -> None:
         """See :meth:`Algorithm.prepare`."""
@@ -100,7 +102,9 @@ class FreeMatch(Algorithm):
         self, model: Model, labeled: Labeled, unlabeled: Unlabeled, context: Context
     ) -> list[LossTerm]:
         """See :meth:`Algorithm.loss_terms`."""
-        known, weak, strong = model.joint(labeled.inputs, unlabeled.views["weak"], unlabeled.views["strong"])
+        known, weak, strong = model.joint(
+            labeled.inputs, unlabeled.views["weak"], unlabeled.views["strong"], constant=(1,)
+        )
         probabilities = weak.probabilities()
         confidence, label = probabilities.max(-1)
         level, prediction, histogram = self._averages(probabilities)
@@ -122,6 +126,7 @@ class FreeMatch(Algorithm):
                     mask=selected * len(selected) / selected.sum().clamp(min=1),
                     scale=self.fairness_coefficient,
                     confidence=confidence,
+                    anchor=weak,
                 )
             )
         terms.append(
@@ -134,6 +139,7 @@ class FreeMatch(Algorithm):
                 mask=selected,
                 scale=self.coefficient,
                 confidence=confidence,
+                anchor=weak,
             )
         )
         return terms

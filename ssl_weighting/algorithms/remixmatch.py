@@ -12,7 +12,6 @@ from ssl_weighting.algorithms.base import (
     Model,
     Show,
     Unlabeled,
-    all_processes,
     checked_coefficient,
     checked_fraction,
     checked_positive,
@@ -26,6 +25,7 @@ from ssl_weighting.algorithms.base import (
 from ssl_weighting.algorithms.mixmatch import draw_mixing, mixed
 from ssl_weighting.augment import CTAugment
 from ssl_weighting.augment.ops import check_images
+from ssl_weighting.distributed import all_processes
 from ssl_weighting.errors import UserError
 from ssl_weighting.terms import CROSS_ENTROPY, LossTerm
 

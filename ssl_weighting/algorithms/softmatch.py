@@ -11,7 +11,7 @@ from ssl_weighting.algorithms.base import (
     Labeled,
     Model,
     Unlabeled,
-    all_processes,
+    View,
     checked_coefficient,
     checked_fraction,
     checked_positive,
@@ -20,6 +20,7 @@ from ssl_weighting.algorithms.base import (
     unlabeled_term,
 )
 from ssl_weighting.augment import Cutout, RandAugment
+from ssl_weighting.distributed import all_processes
 from ssl_weighting.terms import CROSS_ENTROPY, LossTerm
 
 
@@ -40,7 +41,7 @@ class SoftMatch(Algorithm):
         momentum: m.
         num_sigma: n. The paper's truncated Gaussian has n = 1, its code n = 2.
         strong: Strong augmentations, applied in turn after the weak ones; default RandAugment (2 of 14
-            operations) and a 16-pixel cutout.
+            operations) and a 16-pixel cutout. For texts by name, such as ``tf_idf``.
     """
 
     prediction: Tensor
@@ -52,14 +53,15 @@ class SoftMatch(Algorithm):
         coefficient: float = 1.0,
         momentum: float = 0.999,
         num_sigma: float = 2.0,
-        strong: list[nn.Module] | None = None,
+        strong: list[nn.Module | str] | None = None,
     ) -> None:
         super().__init__()
         self.coefficient = checked_coefficient("model.algorithm.coefficient", coefficient)
         self.momentum = checked_fraction("model.algorithm.momentum", momentum)
         self.num_sigma = checked_positive("model.algorithm.num_sigma", num_sigma)
-        self.strong = nn.ModuleList([RandAugment("fixmatch"), Cutout(16)] if strong is None else strong)
-        self.views = {"weak": ("weak",), "strong": ("weak", *self.strong)}
+        steps: View = tuple([RandAugment("fixmatch"), Cutout(16)] if strong is None else strong)
+        self.strong = nn.ModuleList(step for step in steps if isinstance(step, nn.Module))
+        self.views = {"weak": ("weak",), "strong": ("weak", *steps)}
 
     def prepare(self, num_unlabeled: int, num_classes: int) -> None:
         """See :meth:`Algorithm.prepare`."""
@@ -71,7 +73,9 @@ class SoftMatch(Algorithm):
         self, model: Model, labeled: Labeled, unlabeled: Unlabeled, context: Context
     ) -> list[LossTerm]:
         """See :meth:`Algorithm.loss_terms`."""
-        known, weak, strong = model.joint(labeled.inputs, unlabeled.views["weak"], unlabeled.views["strong"])
+        known, weak, strong = model.joint(
+            labeled.inputs, unlabeled.views["weak"], unlabeled.views["strong"], constant=(1,)
+        )
         probabilities = weak.probabilities()
         confidence, label = probabilities.max(-1)
         prediction, mean, variance = self._averages(probabilities)
@@ -91,6 +95,7 @@ class SoftMatch(Algorithm):
                 mask=torch.exp(-(self.num_sigma**2) * below**2 / (2 * variance)),
                 scale=self.coefficient,
                 confidence=confidence,
+                anchor=weak,
             ),
         ]
 

@@ -12,8 +12,8 @@ from ssl_weighting.algorithms.base import (
     Context,
     Labeled,
     Model,
-    Step,
     Unlabeled,
+    View,
     checked_coefficient,
     checked_fraction,
     checked_positive,
@@ -21,6 +21,7 @@ from ssl_weighting.algorithms.base import (
     unlabeled_term,
 )
 from ssl_weighting.augment import Cutout, RandAugment
+from ssl_weighting.distributed import all_processes
 from ssl_weighting.errors import UserError
 from ssl_weighting.terms import KL_DIVERGENCE, LossTerm
 
@@ -42,7 +43,7 @@ class UDA(Algorithm):
         annealing: Training-signal annealing: labelled examples count only while the network gives their class
             less than a threshold that rises from 1/C to 1. Its schedule, or ``null`` for none.
         strong: Strong augmentations, applied in turn before the weak ones, as UDA does; default its
-            RandAugment and a 16-pixel cutout.
+            RandAugment and a 16-pixel cutout. Texts have ``tf_idf`` and ``back_translation``, by name.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class UDA(Algorithm):
         temperature: float = 0.4,
         coefficient: float = 1.0,
         annealing: Literal["linear", "exp", "log"] | None = None,
-        strong: list[nn.Module] | None = None,
+        strong: list[nn.Module | str] | None = None,
     ) -> None:
         super().__init__()
         self.threshold = (
@@ -62,16 +63,16 @@ class UDA(Algorithm):
         if annealing not in (None, "linear", "exp", "log"):
             raise UserError(f"model.algorithm.annealing={annealing}: must be linear, exp, log or null")
         self.annealing = annealing
-        self.strong = nn.ModuleList([RandAugment("uda"), Cutout(16)] if strong is None else strong)
-        strong_steps: tuple[Step, ...] = (*self.strong, "weak")
-        self.views = {"plain": ("weak",), "strong": strong_steps}
+        steps: View = tuple([RandAugment("uda"), Cutout(16)] if strong is None else strong)
+        self.strong = nn.ModuleList(step for step in steps if isinstance(step, nn.Module))
+        self.views = {"plain": ("weak",), "strong": (*steps, "weak")}
 
     def loss_terms(
         self, model: Model, labeled: Labeled, unlabeled: Unlabeled, context: Context
     ) -> list[LossTerm]:
         """See :meth:`Algorithm.loss_terms`."""
         known, plain, strong = model.joint(
-            labeled.inputs, unlabeled.views["plain"], unlabeled.views["strong"]
+            labeled.inputs, unlabeled.views["plain"], unlabeled.views["strong"], constant=(1,)
         )
         confidence = plain.probabilities().amax(-1)
         mask = None if self.threshold is None else confidence > self.threshold
@@ -89,6 +90,7 @@ class UDA(Algorithm):
                 mask=mask,
                 scale=self.coefficient,
                 confidence=confidence,
+                anchor=plain,
             ),
         ]
 
@@ -98,7 +100,8 @@ class UDA(Algorithm):
             return None
         threshold = signal_threshold(self.annealing, context.step / context.total_steps, target.shape[-1])
         kept = ((probabilities * target).sum(-1) <= threshold).to(target.dtype)
-        return kept * (len(kept) / kept.sum().clamp(min=1))
+        everywhere = all_processes(kept)
+        return kept * (len(everywhere) / everywhere.sum().clamp(min=1))
 
 
 def signal_threshold(schedule: Literal["linear", "exp", "log"], progress: float, num_classes: int) -> float:

@@ -36,7 +36,8 @@ class VAT(Algorithm):
     statistics follow the labelled batch alone.
 
     Args:
-        epsilon: ε, length of the perturbation, in the network's input units (6, for pixels in [−1, 1]).
+        epsilon: ε, length of the perturbation, in the network's input units (6, for pixels in [−1, 1]); of texts
+            the embeddings are moved, those of all words together by ε.
         xi: ξ, length of the step at which g is taken. Google's is 1e-6, less than float32 resolves: at 1e-6
             the direction found has a cosine of about 0.4 with the one of float64, at 1e-2 above 0.99.
         iterations: Power iterations for d.
@@ -74,7 +75,7 @@ class VAT(Algorithm):
         known = model(labeled.inputs)
         with paused_statistics(model):
             plain = model(unlabeled.views["weak"])
-            perturbed = model(plain.inputs + self.perturbation(model, plain))
+            perturbed = model(model.moved(plain.inputs, self.perturbation(model, plain)))
         target = plain.probabilities()
         scale = self.coefficient * context.ramp(self.ramp)
         terms = [
@@ -96,19 +97,15 @@ class VAT(Algorithm):
             plain: What it made of the examples as they are.
 
         Returns:
-            In the shape of the inputs, each example's of length ε.
+            In the shape of what is perturbed (pixels, embeddings), each example's of length ε.
 
         Raises:
-            UserError: If the inputs are not one tensor.
+            UserError: If the network does not say what that is.
         """
         inputs = plain.inputs
-        if not isinstance(inputs, Tensor):
-            raise UserError(
-                "model.algorithm=VAT: perturbs images or points; choose another method for these inputs"
-            )
-        device = inputs.device.type
+        direction = _unit(model.random_direction(inputs))
+        device = direction.device.type
         rounded = torch.is_autocast_enabled(device)
-        direction = _unit(torch.randn_like(inputs))
         with torch.autocast(device, enabled=False), torch.enable_grad():
             if rounded:  # bfloat16 logits differ from float32 ones by more than the step changes them
                 with torch.no_grad():
@@ -116,7 +113,7 @@ class VAT(Algorithm):
             target = plain.probabilities()
             for _ in range(self.iterations):
                 step = (self.xi * direction).requires_grad_()
-                divergence = KL_DIVERGENCE.value(model(inputs + step).logits, target).sum()
+                divergence = KL_DIVERGENCE.value(model(model.moved(inputs, step)).logits, target).sum()
                 direction = _unit(torch.autograd.grad(divergence, step)[0])
         return self.epsilon * direction
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, NamedTuple, cast
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ssl_weighting.errors import UserError
 from ssl_weighting.terms import Inputs, LinearHead
 
 
@@ -22,10 +23,13 @@ class Backbone(nn.Module, ABC):
         feature_dim: D.
         last_block: Regular expression that the names of the last block's parameters match, for influences of
             that scope.
+        regroups: Whether a batch may be run in parts and in another order, because nothing couples its examples
+            and that saves work. Influences that look into layers switch it off for a while.
     """
 
     feature_dim: int
     last_block: str = ""
+    regroups: bool = False
 
     @abstractmethod
     def forward(self, inputs: Inputs) -> Tensor:
@@ -34,6 +38,22 @@ class Backbone(nn.Module, ABC):
     def initialise_head(self, weight: Tensor) -> None:
         """Draw the initial weight (R, D) of a head. Glorot normal, as in Google's code, unless overridden."""
         nn.init.xavier_normal_(weight)
+
+    def join(self, batches: Sequence[Inputs]) -> Inputs:
+        """Several batches as one."""
+        return pytree.tree_map(lambda *parts: torch.cat(parts), *batches)
+
+    def random_direction(self, inputs: Inputs) -> Tensor:
+        """Normal noise, (B, ...), in the space in which :meth:`moved` moves the inputs."""
+        if not isinstance(inputs, Tensor):
+            raise UserError(
+                f"model.backbone={type(self).__name__}: does not say how to perturb such inputs; choose another method"
+            )
+        return torch.randn_like(inputs)
+
+    def moved(self, inputs: Inputs, by: Tensor) -> Inputs:
+        """The inputs plus a perturbation of the shape that :meth:`random_direction` gives."""
+        return inputs + by
 
 
 class SymmetricBinaryHead(nn.Module):
@@ -124,13 +144,30 @@ class Classifier(nn.Module):
         """A linear head by name."""
         return cast(LinearHead, self.heads[name])
 
-    def joint(self, *inputs: Inputs) -> list[Output]:
-        """Several batches in one forward pass, so that they share batch statistics; an Output each."""
+    def joint(self, *inputs: Inputs, constant: Collection[int] = ()) -> list[Output]:
+        """Several batches in one forward pass, so that they share batch statistics; an Output each.
+
+        Args:
+            inputs: The batches.
+            constant: Positions of those that only make targets. Where nothing couples examples they run apart and
+                without a graph, which saves their backward pass.
+        """
+        if constant and self.backbone.regroups and torch.is_grad_enabled():
+            moving = [i for i in range(len(inputs)) if i not in constant]
+            # First: autocast keeps low-precision weights, and those made without a graph would be met again.
+            outputs = dict(zip(moving, self.joint(*(inputs[i] for i in moving)), strict=True))
+            with torch.no_grad():
+                outputs |= dict(zip(constant, self.joint(*(inputs[i] for i in constant)), strict=True))
+            return [outputs[i] for i in range(len(inputs))]
         sizes = [len(pytree.tree_leaves(batch)[0]) for batch in inputs]
-        together = self(_map(lambda *parts: torch.cat(parts), *inputs))
+        together = self(self.backbone.join(inputs))
         pieces = zip(together.features.split(sizes), together.logits.split(sizes), strict=True)
         return [Output(batch, *piece) for batch, piece in zip(inputs, pieces, strict=True)]
 
+    def random_direction(self, inputs: Inputs) -> Tensor:
+        """See :meth:`Backbone.random_direction`."""
+        return self.backbone.random_direction(inputs)
 
-def _map(function: Any, *trees: Inputs) -> Inputs:
-    return pytree.tree_map(function, *trees)
+    def moved(self, inputs: Inputs, by: Tensor) -> Inputs:
+        """See :meth:`Backbone.moved`."""
+        return self.backbone.moved(inputs, by)

@@ -16,7 +16,7 @@ class MetricsCsv(Logger):
     """A wide table: one row a call of ``log_metrics``, a ``step`` column (θ steps) and one column a metric.
 
     The file is appended to, and written anew only when a metric appears for the first time. A resumed run goes on in
-    the same file, after the rows beyond the checkpoint's step were dropped.
+    the same file, after the rows written since the checkpoint were dropped.
 
     Args:
         path: The file; its folder exists.
@@ -43,6 +43,11 @@ class MetricsCsv(Logger):
         """Version: the run is its own."""
         return ""
 
+    @property
+    def length(self) -> int:
+        """Rows so far."""
+        return len(self._rows)
+
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: the whole configuration is in config.yaml."""
 
@@ -63,11 +68,10 @@ class MetricsCsv(Logger):
             csv.DictWriter(file, self._columns, restval="").writerow(row)
 
     @rank_zero_only
-    def forget_after(self, step: int) -> None:
-        """Drop rows beyond ``step``: a resumed run will write them again."""
-        kept = [row for row in self._rows if int(row["step"]) <= step]
-        if len(kept) < len(self._rows):
-            self._rows = kept
+    def keep(self, count: int) -> None:
+        """Drop all but the first ``count`` rows: what a run wrote after its checkpoint, it writes again."""
+        if count < len(self._rows):
+            self._rows = self._rows[:count]
             self._write_all()
 
     def _write_all(self) -> None:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+import threading
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -15,6 +21,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from ssl_weighting.callbacks.metrics_csv import MetricsCsv
+from ssl_weighting.data.base import ExampleSet
 from ssl_weighting.data.split import write_split
 from ssl_weighting.errors import UserError
 from ssl_weighting.files import whole_file
@@ -23,6 +30,9 @@ from ssl_weighting.module import SSLModule
 
 class RunFiles(Callback):
     """Writes ``config.yaml``, ``split.json``, ``checkpoints/last.ckpt`` and ``weights.parquet`` into the run's folder.
+
+    The checkpoint before the last stays as ``checkpoints/previous.ckpt``. SIGTERM (pre-emption) and Ctrl-C let the θ step
+    and an evaluation that follows it end, save, and exit with 143 and 130; a second Ctrl-C does not wait.
 
     Args:
         every_minutes: Minutes between two checkpoints.
@@ -37,35 +47,71 @@ class RunFiles(Callback):
         self.every_minutes, self.every_steps = every_minutes, every_steps
         self.directory: Path | None = None
         self.configuration = ""
-        self._saved_at = 0.0
+        self._saved_at, self._rows = 0.0, 0
+        self._metrics: list[MetricsCsv] = []
+        self._asked_to_stop = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Tell the module where the run's files are."""
+        assert isinstance(pl_module, SSLModule)
+        pl_module.directory = self.directory
+        self._metrics = [logger for logger in trainer.loggers if isinstance(logger, MetricsCsv)]
+
+    def state_dict(self) -> dict[str, int]:
+        """How long ``metrics.csv`` is at a checkpoint."""
+        return {"rows": self._metrics[0].length if self._metrics else 0}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self._rows = int(state_dict["rows"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the split, and a first checkpoint so that the run can be resumed from here on."""
-        for logger in trainer.loggers:
-            if isinstance(logger, MetricsCsv):
-                logger.forget_after(trainer.global_step)
+        for logger in self._metrics:
+            logger.keep(self._rows)
+        if self.directory is not None and threading.current_thread() is threading.main_thread():
+            self._asked_to_stop = signal.SIGTERM if trainer.received_sigterm else 0
+            # In the place of Lightning's, which starts a collective wherever the signal comes; Lightning puts back
+            # what was there before when training is over.
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, self._ask_to_stop)
         self._save(trainer, pl_module)
+
+    def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._asked_to_stop:
+            raise KeyboardInterrupt
+        self._asked_to_stop = number
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write a checkpoint when it is time."""
+        """Write a checkpoint when it is time, and stop when that was asked for."""
         assert isinstance(pl_module, SSLModule)
         if (batch_idx + 1) % pl_module.accumulate:
             return
         due = time.monotonic() - self._saved_at > 60 * self.every_minutes
+        asked = self._asked_to_stop
         if trainer.world_size > 1:
-            due = trainer.strategy.reduce_boolean_decision(due, all=False)
-        if due or (self.every_steps and trainer.global_step % self.every_steps == 0):
+            told = torch.tensor([int(due), asked], device=pl_module.device)
+            due, asked = trainer.strategy.reduce(told, reduce_op="max").tolist()
+        if asked or due or (self.every_steps and trainer.global_step % self.every_steps == 0):
             self._save(trainer, pl_module)
+        if asked:
+            if trainer.is_global_zero:
+                name = signal.Signals(asked).name
+                print(
+                    f"{name}: step {trainer.global_step} is saved; the same command with --ckpt_path last goes on",
+                    file=sys.stderr,
+                )
+            raise SystemExit(128 + asked)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the last checkpoint."""
-        self._save(trainer, pl_module)
+        """Write the last checkpoint, and all weights."""
+        self._save(trainer, pl_module, last=True)
 
-    def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _save(self, trainer: Trainer, pl_module: LightningModule, last: bool = False) -> None:
         assert isinstance(pl_module, SSLModule)
-        directory = self.directory
+        directory, step, file = self.directory, trainer.global_step, pl_module.weights.file
         if directory is None:
             return
         if trainer.is_global_zero:
@@ -75,29 +121,82 @@ class RunFiles(Callback):
                     partial.write_text(self.configuration, encoding="utf-8")
             if not (directory / "split.json").exists():
                 write_split(pl_module.split(), directory / "split.json")
-            with whole_file(directory / "checkpoints" / "last.ckpt") as partial:
+            path = directory / "checkpoints" / "last.ckpt"
+            with whole_file(path) as partial:
                 trainer.save_checkpoint(partial)
-            with whole_file(directory / "weights.parquet") as partial:
-                pq.write_table(weights_table(pl_module), partial)
+                if file is not None:
+                    file.journal(step)
+                _keep_previous(path)
+            _make_newest(path)
+            if file is not None:
+                file.settle(step)
         else:
             trainer.save_checkpoint(directory)  # takes part in gathering the state; writes nothing
+        if file is not None:
+            trainer.strategy.barrier("weights.rows")
+            file.forget(step)
+        if last or pl_module.weight_storage == "memory":
+            write_weights(pl_module, directory / "weights.parquet")
         self._saved_at = time.monotonic()
 
 
-def weights_table(module: SSLModule) -> pa.Table:
-    """Λ as a table, a row an unlabelled example.
+def _keep_previous(path: Path) -> None:
+    """``last.ckpt`` under a second name; ``previous.ckpt`` is there at every moment."""
+    if not path.exists():
+        return
+    partial = path.with_name(".previous.ckpt.partial")
+    partial.unlink(missing_ok=True)
+    with suppress(OSError):  # a file system without links keeps one checkpoint
+        partial.hardlink_to(path)
+        partial.replace(path.with_name("previous.ckpt"))
+
+
+def _make_newest(path: Path) -> None:
+    """Make sure that ``--ckpt_path last`` finds this one, even if the clock was set back since another was written."""
+    others = (p for p in path.parents[2].glob("*/checkpoints/last.ckpt") if p != path)
+    newest = max((p.stat().st_mtime_ns for p in others), default=0)
+    if path.stat().st_mtime_ns <= newest:
+        os.utime(path, ns=(newest + 1, newest + 1))
+
+
+CHUNK = 2**20
+
+
+def write_weights(module: SSLModule, path: Path) -> None:
+    """:func:`weights_table` of all unlabelled examples. Every process must call this; the first one writes."""
+    chunks = torch.arange(module.weights.size).split(CHUNK)
+    if not module.trainer.is_global_zero:
+        for positions in chunks:
+            module.known(positions)
+        return
+    with whole_file(path) as partial, ExitStack() as stack:
+        writer = None
+        for positions in chunks:
+            table = weights_table(module, positions)
+            writer = writer or stack.enter_context(pq.ParquetWriter(partial, table.schema))
+            writer.write_table(table)
+
+
+def weights_table(module: SSLModule, positions: Tensor | None = None) -> pa.Table:
+    """Λ as a table, a row an unlabelled example. With sharded weights every process must call this.
 
     Columns: ``index`` (row in the data set's training examples), ``weight``, ``updates``, ``influence`` (null before
     the first Λ step that saw it), ``pseudo_label`` and ``confidence`` (null before it was seen), ``label`` (null if
     unknown; counts through the class names, those that only the pool holds come last).
+
+    Args:
+        module: The module with its Λ.
+        positions: Which of them, (n,) int64; default all, or a sample of very many.
     """
-    record = {k: v.cpu().numpy() for k, v in module.record.state_dict().items()}
-    labels = module.unlabeled_labels().numpy()
+    positions = module.sampled() if positions is None else positions
+    weights, happened = module.known(positions)
+    record = {name: column.numpy() for name, column in happened._asdict().items()}
+    labels = module.unlabeled_labels()[positions].numpy()
     seen = record["pseudo_label"] >= 0
     return pa.table(
         {
-            "index": module.split().unlabeled.numpy(),
-            "weight": module.weights.values.detach().cpu().expand(module.weights.size).numpy(),
+            "index": module.split().unlabeled[positions].numpy(),
+            "weight": weights.numpy(),
             "updates": record["updates"],
             "influence": pa.array(record["influence"], mask=np.isnan(record["influence"])),
             "pseudo_label": pa.array(record["pseudo_label"], mask=~seen),
@@ -108,22 +207,25 @@ def weights_table(module: SSLModule) -> pa.Table:
 
 
 def predictions_table(
-    batches: Sequence[tuple[Tensor, Tensor]], rows: Tensor, class_names: Sequence[str]
+    batches: Sequence[tuple[Tensor, Tensor]], examples: ExampleSet, class_names: Sequence[str]
 ) -> pa.Table:
     """Class probabilities as a table, a row an example.
 
-    Columns: ``index`` (row in the data set), ``class`` (the likeliest, by name), ``probability_<name>`` for each.
+    Columns: ``index`` (row in the data set), ``id`` (its path or text, as the data set describes it), ``class`` (the
+    likeliest, by name), ``probability`` (of that class), ``probability_<name>`` for each.
 
     Args:
         batches: Positions (B,) and probabilities (B, C), a pair a batch.
-        rows: (n,) int64, the data set's row of every position.
+        examples: The n predicted ones.
         class_names: At least C names.
     """
-    positions = torch.cat([index for index, _ in batches]).cpu()
+    rows = examples.rows[torch.cat([index for index, _ in batches]).cpu()]
     probabilities = torch.cat([p for _, p in batches]).float().cpu()
     columns = {
-        "index": rows[positions].numpy(),
+        "index": rows.numpy(),
+        "id": examples.source.describe(rows),
         "class": [class_names[c] for c in probabilities.argmax(-1).tolist()],
+        "probability": probabilities.amax(-1).numpy(),
     }
     known = zip(class_names[: probabilities.shape[1]], probabilities.T, strict=True)
     return pa.table(columns | {f"probability_{name}": p.numpy() for name, p in known})

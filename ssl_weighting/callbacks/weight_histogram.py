@@ -9,14 +9,22 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from torch import Tensor
 
+from ssl_weighting.callbacks.metrics_csv import MetricsCsv
 from ssl_weighting.module import SSLModule
+from ssl_weighting.weights import Happened
+
+BINS = 64
 
 
 class WeightHistogram(Callback):
-    """Logs mean, standard deviation, least, largest and quantiles of Λ at every validation, and its histogram.
+    """Logs mean, standard deviation, least, largest and quantiles of Λ before training and at every evaluation.
 
-    At the end it draws ``weights.png``, if any weight moved.
+    Of more than 2**20 unlabelled examples an even sample is looked at.
+
+    Its histogram, 64 equal bins from the smallest to the largest weight, goes to ``weights_history.csv``, to TensorBoard
+    and to W&B, the same to all. At the end it draws ``weights.png``, if any weight moved.
 
     Args:
         directory: The run's folder.
@@ -24,13 +32,31 @@ class WeightHistogram(Callback):
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self.history = MetricsCsv(directory / "weights_history.csv")
+        self._rows = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """How long the history is at a checkpoint."""
+        return {"rows": self.history.length}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self._rows = int(state_dict["rows"])
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log Λ as it begins; after a resume drop what lies beyond the checkpoint."""
+        self.history.keep(self._rows)
+        if not self._rows:
+            self._log(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log Λ as it is now."""
+        if not trainer.sanity_checking:
+            self._log(trainer, pl_module)
+
+    def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, SSLModule)
-        if trainer.sanity_checking:
-            return
-        values = pl_module.weights.values.detach().float().cpu().numpy()
+        values = pl_module.known(pl_module.sampled())[0].float().numpy()
         numbers = {
             "weights/mean": values.mean(),
             "weights/std": values.std(),
@@ -39,36 +65,56 @@ class WeightHistogram(Callback):
         } | {f"weights/q{q:02d}": np.quantile(values, q / 100) for q in (5, 25, 50, 75, 95)}
         numbers = {name: float(value) for name, value in numbers.items()}
         pl_module.latest.update(numbers)
+        counts, edges = np.histogram(values.astype(np.float64), BINS)  # of weights that nearly agree too
+        bins = {f"bin_{i:02d}": float(n) for i, n in enumerate(counts)}
+        self.history.log_metrics(
+            {"low": float(edges[0]), "high": float(edges[-1])} | bins, step=trainer.global_step
+        )
         for logger in trainer.loggers:
             logger.log_metrics(numbers, step=trainer.global_step)
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_histogram("weights/histogram", values, trainer.global_step)
+                logger.experiment.add_histogram_raw(
+                    "weights/histogram",
+                    min=float(values.min()),
+                    max=float(values.max()),
+                    num=values.size,
+                    sum=float(values.sum(dtype=np.float64)),
+                    sum_squares=float(np.square(values, dtype=np.float64).sum()),
+                    bucket_limits=edges[1:].tolist(),
+                    bucket_counts=counts.tolist(),
+                    global_step=trainer.global_step,
+                )
             elif isinstance(logger, WandbLogger):
                 import wandb
 
-                histogram: Any = wandb.Histogram(values.tolist(), num_bins=64)
+                histogram: Any = wandb.Histogram(np_histogram=(counts.tolist(), edges.tolist()))
                 logger.log_metrics({"weights/histogram": histogram}, step=trainer.global_step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the final histogram."""
         assert isinstance(pl_module, SSLModule)
-        moved = bool((pl_module.record.updates > 0).any())
-        if trainer.is_global_zero and moved:
-            draw_histogram(pl_module, self.directory / "weights.png")
+        weights, happened = pl_module.known(pl_module.sampled())
+        if trainer.is_global_zero and bool((happened.updates > 0).any()):
+            draw_histogram(pl_module, weights, happened, self.directory / "weights.png")
 
 
-def draw_histogram(module: SSLModule, path: Path) -> None:
+def draw_histogram(module: SSLModule, weights: Tensor, happened: Happened, path: Path) -> None:
     """A picture of Λ; where labels are known, right, wrong and foreign pseudo-labels apart.
 
     Args:
         module: The module with its Λ.
+        weights: λ of the examples ``module.sampled()``, (n,).
+        happened: What happened to them.
         path: The PNG file to write.
     """
     from matplotlib.figure import Figure
 
-    values = module.weights.values.detach().float().cpu().expand(module.weights.size)
-    labels, guesses = module.unlabeled_labels(), module.record.pseudo_label.cpu()
-    moved = module.record.updates.cpu() > 0
+    values, labels, guesses = (
+        weights.float(),
+        module.unlabeled_labels()[module.sampled()],
+        happened.pseudo_label,
+    )
+    moved = happened.updates > 0
     groups = {
         "pseudo-label right": (guesses == labels) & (labels >= 0),
         "pseudo-label wrong": (guesses != labels)

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from ssl_weighting.data.split import Split, make_split, read_split
 from ssl_weighting.errors import UserError
@@ -166,14 +166,16 @@ class SSLData(LightningDataModule, ABC):
     """A data set split into labelled, validation and unlabelled examples, with indexed unlabelled batches.
 
     A data set is one file with a subclass that sets ``name``, ``all_class_names``, ``augmentations``,
-    ``mean`` and ``std`` and writes :meth:`load`.
+    ``mean`` and ``std`` and writes :meth:`load`; one without a test set sets ``has_test`` to false.
 
     The unlabelled list is all of the training set but the validation examples (as in FixMatch's and UDA's
     code, the labelled ones are among them).
 
     Args:
-        num_labeled: Labelled examples, drawn class by class in proportion to the classes' sizes.
-        num_validation: Validation examples that Λ is learned on (the paper: 1024; 64 to 5000 ablated).
+        num_labeled: Labelled examples, drawn class by class in proportion to the classes' sizes; ``null`` for all
+            that have a label and do not validate.
+        num_validation: Validation examples that Λ is learned on (the paper: 1024; 64 to 5000 ablated); ``null`` for
+            :func:`~ssl_weighting.data.split.validation_shares` of those that have a label.
         labeled_batch_size: |D'| per process and θ step.
         unlabeled_batch_size: |U'| per process and θ step.
         validation_batch_size: |V'| per Λ step; all of the validation set if it is smaller.
@@ -185,7 +187,7 @@ class SSLData(LightningDataModule, ABC):
         split: A ``split.json`` to use, instead of drawing a split.
         split_seed: Seed of the split; default is the run's seed.
         evaluate_test: Also follow the test error during training. It never selects a model.
-        predict_on: Which examples ``predict`` predicts.
+        predict_on: Which examples ``predict`` predicts; default the test set, or the pool where there is none.
         num_workers: Worker processes that fetch raw examples.
     """
 
@@ -194,11 +196,12 @@ class SSLData(LightningDataModule, ABC):
     augmentations: Mapping[str, Callable[[Tensor], Tensor]]
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    has_test: bool = True
 
     def __init__(
         self,
-        num_labeled: int = 250,
-        num_validation: int = 1024,
+        num_labeled: int | None = 250,
+        num_validation: int | None = 1024,
         labeled_batch_size: int = 64,
         unlabeled_batch_size: int = 320,
         validation_batch_size: int = 256,
@@ -209,7 +212,7 @@ class SSLData(LightningDataModule, ABC):
         split: Path | None = None,
         split_seed: int | None = None,
         evaluate_test: bool = False,
-        predict_on: Literal["test", "unlabeled", "validation"] = "test",
+        predict_on: Literal["test", "unlabeled", "validation"] | None = None,
         num_workers: int = 0,
     ) -> None:
         super().__init__()
@@ -221,14 +224,15 @@ class SSLData(LightningDataModule, ABC):
             ("validation_batch_size", validation_batch_size),
             ("evaluation_batch_size", evaluation_batch_size),
         ):
-            if value < 1:
+            if value is not None and value < 1:
                 raise UserError(f"data.{key}={value}: must be at least 1")
         if num_workers < 0:
             raise UserError(f"data.num_workers={num_workers}: must be at least 0")
         self.num_labeled, self.num_validation = num_labeled, num_validation
         self.labeled_batch_size, self.unlabeled_batch_size = labeled_batch_size, unlabeled_batch_size
         self.validation_batch_size, self.evaluation_batch_size = validation_batch_size, evaluation_batch_size
-        self.num_workers, self.evaluate_test, self.predict_on = num_workers, evaluate_test, predict_on
+        self.num_workers, self.evaluate_test = num_workers, evaluate_test
+        self.predict_on = predict_on or ("test" if self.has_test else "unlabeled")
         self.split_file, self.split_seed = split, split_seed
         everything = range(len(self.all_class_names))
         self.known_classes = list(everything if known_classes is None else known_classes)
@@ -249,6 +253,9 @@ class SSLData(LightningDataModule, ABC):
         if foreign_fraction is not None and not self.pool_classes:
             raise UserError(f"data.foreign_fraction={foreign_fraction}: needs data.pool_classes as well")
         self.foreign_fraction = foreign_fraction
+        if not self.has_test and (evaluate_test or predict_on == "test"):
+            key = f"evaluate_test={evaluate_test}" if evaluate_test else f"predict_on={predict_on}"
+            raise UserError(f"data.{key}: {self.name} has no test set; give data.test, or change it")
         self.split: Split | None = None
         self.sets: dict[str, ExampleSet] = {}
         self.training_batches: Callable[[], CombinedLoader]
@@ -262,6 +269,10 @@ class SSLData(LightningDataModule, ABC):
         Raises:
             UserError: If they are not there, or damaged.
         """
+
+    def labeled_first(self, train: Source) -> Tensor | None:
+        """Training rows, int64, to be labelled before any others; none unless overridden."""
+        return None
 
     def prepare(self, raw: Inputs) -> Inputs:
         """Raw inputs on the device as augmentations take them: uint8 images become float32 in [0, 1]."""
@@ -329,11 +340,13 @@ class SSLData(LightningDataModule, ABC):
                     num_labeled=self.num_labeled,
                     num_validation=self.num_validation,
                     seed=self._seed(),
+                    first=self.labeled_first(train),
                 )
             for part in ("labeled", "validation", "unlabeled"):
                 self.sets[part] = self._subset(train, getattr(self.split, part))
         if (
-            stage in ("test", None)
+            stage == "test"
+            or (stage is None and self.has_test)
             or self.evaluate_test
             or (stage == "predict" and self.predict_on == "test")
         ):
@@ -353,6 +366,10 @@ class SSLData(LightningDataModule, ABC):
             )
 
     def _setup_test(self) -> None:
+        if not self.has_test:
+            raise UserError(
+                f"data.test: {self.name} has no test set; give one, or look at the validation error"
+            )
         if "test" not in self.sets:
             test = self.load(train=False)
             known = torch.isin(test.labels, torch.tensor(self.known_classes))
@@ -404,8 +421,11 @@ class SSLData(LightningDataModule, ABC):
         return CombinedLoader(loaders, "min_size")
 
     def _in_order(self, part: str) -> DataLoader[Examples]:
-        positions = SequentialSampler(self.sets[part])
-        return self._loader(part, BatchSampler(positions, self.evaluation_batch_size, drop_last=False))
+        size, rank, processes = len(self.sets[part]), 0, 1
+        if self.trainer is not None and self.trainer.state.fn != "predict":
+            rank, processes = self.trainer.global_rank, self.trainer.world_size
+        mine = range(rank, size, processes) if size >= processes else range(size)
+        return self._loader(part, BatchSampler(mine, self.evaluation_batch_size, drop_last=False))
 
     def train_dataloader(self) -> CombinedLoader:
         """The batches of the θ steps; which come when is the loop's to say."""

@@ -75,6 +75,35 @@ def _some(foreign: list[Tensor], fraction: float, own: int, generator: torch.Gen
     ]
 
 
+def validation_shares(counts: Tensor) -> Tensor:
+    """Validation examples a class where nobody says how many: 30 %, at least 3, never more than half.
+
+    Args:
+        counts: (K,) int64, examples with a label of every class.
+
+    Returns:
+        (K,) int64; together at most 1,024, the paper's number, unless there are more classes than that.
+    """
+    shares = torch.minimum((0.3 * counts).round().long().clamp(min=3), counts // 2)
+    total = int(shares.sum())
+    return (shares * 1024 // total).clamp(min=1).minimum(shares) if total > 1024 else shares
+
+
+def _shares(counts: Tensor, num_labeled: int | None, num_validation: int | None) -> tuple[Tensor, Tensor]:
+    """Labelled and validation examples of every class, (K,) int64 each."""
+    least = torch.ones_like(counts) if num_labeled is None else _share(counts, num_labeled)
+    rest = counts - least
+    wanted = validation_shares(counts) if num_validation is None else _share(counts, num_validation)
+    validation = torch.minimum(wanted, rest)
+    short = 0 if num_validation is None else num_validation - int(validation.sum())
+    while short:  # rounding can leave a class without enough examples: others stand in
+        for c in range(len(counts)):
+            if short and validation[c] < rest[c]:
+                validation[c] += 1
+                short -= 1
+    return counts - validation if num_labeled is None else least, validation
+
+
 def make_split(
     labels: Tensor,
     *,
@@ -84,9 +113,10 @@ def make_split(
     known_classes: Sequence[int],
     pool_classes: Sequence[int],
     foreign_fraction: float | None = None,
-    num_labeled: int,
-    num_validation: int,
+    num_labeled: int | None,
+    num_validation: int | None,
     seed: int,
+    first: Tensor | None = None,
 ) -> Split:
     """Draw a seeded, stratified, disjoint split.
 
@@ -100,9 +130,10 @@ def make_split(
             out; those without a label belong to the pool.
         foreign_fraction: Share of the unlabelled list that is of ``pool_classes``, in [0, 1), drawn class by
             class in proportion to the classes' sizes; ``None`` for all of their examples.
-        num_labeled: Size of the labelled list.
-        num_validation: Size of the validation list.
+        num_labeled: Size of the labelled list; ``None`` for all examples with a label that do not validate.
+        num_validation: Size of the validation list; ``None`` for :func:`validation_shares`.
         seed: Same seed, same split.
+        first: Rows, int64, that are labelled before any others.
 
     Raises:
         UserError: If there are too few examples, or a class would get no label.
@@ -116,32 +147,30 @@ def make_split(
                 f"data.known_classes: class {class_names[c]!r} has no labelled example in {data_set}; "
                 "give it one or leave it out"
             )
-    if num_labeled > available:
+    if num_labeled is not None and num_labeled > available:
         raise UserError(
             f"data.num_labeled={num_labeled}: {data_set} has only {available} training examples of the known "
             "classes"
         )
-    if num_labeled + num_validation > available:
+    least = len(known_classes) if num_labeled is None else num_labeled
+    if least + (num_validation or 1) > available:
         raise UserError(
             f"data.num_labeled={num_labeled} and data.num_validation={num_validation}: together more than "
             f"the {available} training examples of the known classes in {data_set}; lower one of them"
+            + (", or label more" if least == len(known_classes) else "")
         )
     generator = torch.Generator().manual_seed(seed)
     shuffled = [m[torch.randperm(len(m), generator=generator)] for m in members]
-    labeled_share = _share(counts, num_labeled)
+    if first is not None:
+        before = [torch.isin(m, first) for m in shuffled]
+        shuffled = [torch.cat((m[b], m[~b])) for m, b in zip(shuffled, before, strict=True)]
+    labeled_share, validation_share = _shares(counts, num_labeled, num_validation)
     for c, share in zip(known_classes, labeled_share.tolist(), strict=True):
         if share == 0:
             raise UserError(
                 f"data.num_labeled={num_labeled}: class {class_names[c]!r} would get no label; {data_set} "
                 f"needs at least {len(known_classes)}, one a class, more where classes are of unequal size"
             )
-    validation_share = torch.minimum(_share(counts, num_validation), counts - labeled_share)
-    short = num_validation - int(validation_share.sum())
-    while short:  # rounding can leave a class without enough examples: others stand in
-        for c in range(len(counts)):
-            if short and validation_share[c] < counts[c] - labeled_share[c]:
-                validation_share[c] += 1
-                short -= 1
     labeled = torch.cat([m[:s] for m, s in zip(shuffled, labeled_share.tolist(), strict=True)])
     validation = torch.cat(
         [
@@ -156,6 +185,11 @@ def make_split(
         foreign = _some(foreign, foreign_fraction, int(pool.sum()), generator)
     for rows in foreign:
         pool[rows] = True
+    if num_labeled is None and int(pool.sum()) == len(labeled):
+        raise UserError(
+            f"data.num_labeled=null: every example of {data_set} has a label, which leaves no pool; give unlabelled "
+            "examples, or a data.num_labeled: those beyond it are then the pool"
+        )
     return Split(
         data_set, checksum, seed, labeled.sort().values, validation.sort().values, pool.nonzero().flatten()
     )
@@ -198,5 +232,11 @@ def read_split(path: Path, data_set: str, checksum: str) -> Split:
         raise UserError(
             f"data.split={path}: made for {split.data_set} (checksum {split.checksum[:12]}…), "
             f"but the data is {data_set} ({checksum[:12]}…)"
+            + (
+                ": examples were added, removed or changed since; bring them back, or draw a new split by leaving "
+                "data.split out"
+                if split.data_set == data_set
+                else ""
+            )
         )
     return split

@@ -7,6 +7,9 @@ with w_i = scale · λ · mask / B. Both are taken by differentiating twice in r
 derivative of the linear map u ↦ Jᵀu, whose graph, like the Hessian's, does not depend on v: where the batch
 goes through in one piece it is built once and serves all products, and what lies below the scope is
 evaluated once and for all.
+
+Several processes each sum over their own examples; products and gradients are averaged over them, so that a
+solver sees the same vectors in all.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from ssl_weighting.distributed import averaged
 from ssl_weighting.errors import UserError
 from ssl_weighting.influence.evaluation import Batch, batch_size, logits_at
 
@@ -81,17 +85,17 @@ class CurvatureOperator:
 
     def __call__(self, vector: Tensor) -> Tensor:
         """(H + δ) times a vector (P,). Returns (P,)."""
-        result = self.damping * vector
+        own = torch.zeros_like(vector)
         if self.chunk_size == 0:
             if self._kept is None:
                 self._kept = [self._build(batch) for batch in self.batches]
             for product in self._kept:
-                result += product(vector)
-            return result
-        for batch in self.batches:
-            for part in batch.split(self.chunk_size):
-                result += self._build(part)(vector)
-        return result
+                own += product(vector)
+        else:
+            for batch in self.batches:
+                for part in batch.split(self.chunk_size):
+                    own += self._build(part)(vector)
+        return averaged(own) + self.damping * vector
 
     def on(self, batches: list[Batch]) -> CurvatureOperator:
         """The same operator for other examples."""
@@ -108,7 +112,7 @@ class CurvatureOperator:
         for batch in self.batches:
             for part in batch.split(self.chunk_size or batch_size(batch.inputs)):
                 total += self._reverse(part.loss(self._logits(part)))
-        return total
+        return averaged(total)
 
     @torch.enable_grad()
     def _logits(self, batch: Batch) -> Tensor:

@@ -22,9 +22,12 @@ def plain_evaluation(network: nn.Module) -> Iterator[None]:
 
     BatchNorm and dropout are in evaluation mode (batch statistics couple the examples, so that a per-example
     gradient would not exist), autocast is off, attention runs by its mathematical definition and a compiled
-    network runs eagerly: neither fused attention nor compiled code has second derivatives or forward mode.
+    network runs eagerly: neither fused attention nor compiled code has second derivatives or forward mode. A backbone
+    that runs batches in parts runs them whole, so that what a layer sees is the batch.
     """
     modes = [(module, module.training) for module in network.modules()]
+    backbone: Any = getattr(network, "backbone", None)
+    regroups = getattr(backbone, "regroups", False)
     fastpath = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
         stack.enter_context(torch.autocast(_device(network).type, enabled=False))
@@ -33,9 +36,13 @@ def plain_evaluation(network: nn.Module) -> Iterator[None]:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         network.eval()
         torch.backends.mha.set_fastpath_enabled(False)
+        if regroups:
+            backbone.regroups = False
         try:
             yield
         finally:
+            if regroups:
+                backbone.regroups = True
             torch.backends.mha.set_fastpath_enabled(fastpath)
             for module, training in modes:
                 module.training = training

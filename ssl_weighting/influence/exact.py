@@ -8,6 +8,8 @@ z = basis·(W x + b):
     ∇ℓ   = aᵀ ⊗ x            a = basisᵀ ∂ℓ/∂z         (R)
     H    = Σ w A ⊗ x xᵀ + δ  A = basisᵀ ∂²ℓ/∂z² basis  (R, R),   w = scale · λ · mask / B
     influence_u = −a_u · (V x_u)                        V = H⁻¹ ∇L(V'), (R, D)
+
+Several processes each sum over their own examples; gradient and Hessian are averaged over them.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ssl_weighting.distributed import all_processes, averaged, process_count
 from ssl_weighting.errors import UserError
 from ssl_weighting.influence.base import Influence, Network
 from ssl_weighting.terms import LinearHead, LossTerm, Objective
@@ -69,11 +72,11 @@ class ExactLastLayer(Influence):
         target = _Rows(validation, None, head, self.bias)
         features = torch.cat([r.x for r in rows])
         to_span = None
-        if len(features) < features.shape[1]:
-            to_span = torch.linalg.qr(features.T).Q  # (D, n): every x_u lies in its span
+        if process_count() * len(features) < features.shape[1]:
+            to_span = torch.linalg.qr(all_processes(features).T).Q  # (D, n): every x_u lies in its span
             features = features @ to_span
         x_validation = target.x if to_span is None else target.x @ to_span
-        gradient = (target.weight[:, None] * target.logit_gradient()).T @ x_validation
+        gradient = averaged((target.weight[:, None] * target.logit_gradient()).T @ x_validation)
 
         system = _System(rows, features, self.damping)
         direct = gradient.numel() <= self.max_dense
@@ -147,6 +150,7 @@ class _System:
             block = self.x.T @ (curvature[:, :, None] * self.x[:, None, :]).reshape(n, -1)
             hessian[c, :, c:] = block.view(d, r - c, d)
             hessian[c:, :, c] = block.view(d, r - c, d).permute(1, 2, 0)
+        hessian = averaged(hessian)
         damping = self.damping * (torch.eye(r).to(self.x) if self.metric is None else self.metric)
         hessian.diagonal(dim1=1, dim2=3).add_(damping[:, :, None])
         return hessian.view(r * d, r * d)
@@ -174,7 +178,7 @@ class _System:
         for _ in range(self.max_iterations):
             if square <= goal:
                 return solution
-            product = self._products(self.x @ direction.T).T @ self.x
+            product = averaged(self._products(self.x @ direction.T).T @ self.x)
             damped = direction if self.metric is None else self.metric @ direction
             product = product + self.damping * damped
             curvature = (direction * product).sum()

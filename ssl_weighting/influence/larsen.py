@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from ssl_weighting.distributed import all_processes, process_rank
 from ssl_weighting.errors import UserError
 from ssl_weighting.influence.base import Network
 from ssl_weighting.influence.curvature import CurvatureOperator, flatten
@@ -38,7 +39,8 @@ class Larsen(ScopedInfluence):
     own precision. J v is not taken from v: its part along the gradients is what the subtraction leaves, which
     in float32 can be mostly rounding. If J takes up to 2**28 bytes it is formed once. Beyond that, a block of
     rows of that size is kept while the others pass by, a chunk at a time, to be computed again for the next
-    block: the time then grows with n² P.
+    block: the time then grows with n² P. With several processes ``fisher`` gathers their examples, and each
+    computes the whole.
 
     Args:
         outer_product: ``batch`` or ``fisher``.
@@ -73,13 +75,31 @@ class Larsen(ScopedInfluence):
         """See :meth:`ScopedInfluence.evaluate`."""
         if self.outer_product == "batch":
             return super().evaluate(network, objective, validation)
-        problem = self.problem(network, objective, validation)
+        problem = self.problem(network, _of_all_processes(objective), validation)
         products = _Fisher(problem, problem.validation_gradient(), self.damping).products()
+        sizes = [len(term.mask) for term in objective.terms]
         return [
-            -term.scale * product
-            for term, product in zip(problem.objective.terms, products, strict=True)
+            -term.scale * product[process_rank() * size :][:size]
+            for term, product, size in zip(problem.objective.terms, products, sizes, strict=True)
             if term.index is not None
         ]
+
+
+def _of_all_processes(objective: Objective) -> Objective:
+    """The objective on the examples of all processes."""
+
+    def gathered(term: LossTerm) -> LossTerm:
+        return replace(
+            term,
+            inputs=pytree.tree_map(all_processes, term.inputs),
+            features=all_processes(term.features.detach()),
+            logits=all_processes(term.logits.detach()),
+            target=all_processes(term.target),
+            mask=all_processes(term.mask),
+        )
+
+    weights = [weight if weight is None else all_processes(weight) for weight in objective.weights]
+    return Objective([gathered(term) for term in objective.terms], weights)
 
 
 class _Fisher:

@@ -10,6 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from ssl_weighting.distributed import summed
 from ssl_weighting.errors import NonFiniteError, UserError
 from ssl_weighting.influence.base import Influence, Network
 from ssl_weighting.influence.curvature import CurvatureOperator, unflatten
@@ -158,7 +159,7 @@ class ScopedInfluence(Influence):
         """See :meth:`Influence.__call__`."""
         with plain_evaluation(cast(nn.Module, network)):
             influences = self.evaluate(network, objective, validation)
-        if not all(bool(torch.isfinite(part).all()) for part in influences):
+        if summed(torch.stack([~torch.isfinite(part).all() for part in influences]).sum()):
             raise NonFiniteError(
                 f"influence={type(self).__name__}: an influence is not finite; look for a loss or gradient "
                 "that overflows (lower the learning rate), or raise influence.damping"

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Tries an image as README.md beside this file says to use it: smoke.sh IMAGE [OPTION OF `docker run`]...
+set -euo pipefail
+
+image=$1
+shift
+here=$(mktemp -d)
+trap 'rm -rf "$here"' EXIT
+mkdir "$here/data" "$here/runs"
+container() {
+    "${DOCKER:-docker}" run --rm --user "$(id -u):$(id -g)" \
+        -v "$here/data:/work/data" -v "$here/runs:/work/runs" "${options[@]}" "$image" "$@"
+}
+
+options=("$@" --entrypoint python)
+container -c '
+import sys, torch
+wanted, found = "--gpus" in sys.argv, torch.cuda.is_available()
+print(f"torch {torch.__version__}, CUDA {torch.version.cuda}, GPU {torch.cuda.get_device_name() if found else None}")
+sys.exit(wanted and not found and "no GPU inside the container")
+' "$@"
+if [ "$("${DOCKER:-docker}" run --rm --entrypoint id "$image" -u)" = 0 ]; then
+    echo "the image runs as root" >&2
+    exit 1
+fi
+
+options=("$@")
+container fit --config recipes/demo.yaml
+for run in "$here"/runs/demo/*; do
+    test -s "$run/weights.parquet" -a -O "$run/weights.parquet"
+    checkpoint=runs/demo/${run##*/}/checkpoints/last.ckpt
+    container test --ckpt_path "$checkpoint"
+    container predict --ckpt_path "$checkpoint"
+    test -s "$run/predictions.parquet"
+done
+echo "$image works"

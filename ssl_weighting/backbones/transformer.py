@@ -1,0 +1,201 @@
+"""Pretrained text encoders of the ``transformers`` library."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ssl_weighting.backbones.base import Backbone
+from ssl_weighting.errors import UserError
+from ssl_weighting.terms import Inputs
+
+BUCKET_SAVING = 0.05
+"""Least share of the positions that a further bucket must save to be worth a pass of its own."""
+
+
+class Transformer(Backbone):
+    """A BERT or another encoder that ``transformers.AutoModel`` loads, pooled as BERT does: tanh(W h₀ + b).
+
+    h₀ is the last hidden state of the first token. W and b are the pretrained pooler's where the encoder has one
+    (BERT, RoBERTa), and new otherwise. Weights are read from safetensors files only, and no code that comes with a
+    model is run. Takes ``{"input_ids": (B, L) int64, "attention_mask": (B, L) int64}``, padded on the right.
+
+    Texts of unequal length are run in up to ``max_buckets`` groups of about equal length, so that little of the
+    work is padding.
+
+    Args:
+        name: A name on the Hugging Face hub, or a folder with ``config.json`` and ``model.safetensors``.
+        dropout: Dropout of the features, on top of the encoder's own (BERT's fine-tuning code and UDA: 0.1).
+        max_buckets: Most groups that a batch is run in; 1 to pad all to the longest.
+
+    Raises:
+        UserError: If there is no such encoder, neither in a folder nor on the hub.
+    """
+
+    regroups = True
+
+    def __init__(self, name: str = "bert-base-uncased", dropout: float = 0.1, max_buckets: int = 4) -> None:
+        super().__init__()
+        if not 0 <= dropout < 1:
+            raise UserError(f"model.backbone.dropout={dropout}: must be at least 0 and below 1")
+        if max_buckets < 1:
+            raise UserError(f"model.backbone.max_buckets={max_buckets}: must be at least 1")
+        self.encoder, missing = _pretrained(name)
+        config = self.encoder.config
+        self.feature_dim = int(config.hidden_size)
+        self.spread = float(getattr(config, "initializer_range", 0.02))
+        self.max_length = int(getattr(config, "max_position_embeddings", 0) or 10**9)
+        self.max_buckets = max_buckets
+        self.pooler: nn.Module | None = None
+        if getattr(self.encoder, "pooler", None) is None or missing:
+            self.encoder.pooler = None
+            dense = nn.Linear(self.feature_dim, self.feature_dim)
+            self.initialise_head(dense.weight)
+            nn.init.zeros_(dense.bias)
+            self.pooler = nn.Sequential(dense, nn.Tanh())
+        self.dropout = nn.Dropout(dropout)
+        self.last_block = _last_layer(self.encoder)
+        self.train()  # from_pretrained leaves evaluation mode, and Lightning keeps modes as they are
+
+    def initialise_head(self, weight: Tensor) -> None:
+        """Normal, cut off at two deviations, of the encoder's own deviation (BERT: 0.02)."""
+        nn.init.trunc_normal_(weight, std=self.spread, a=-2 * self.spread, b=2 * self.spread)
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        """Features (B, hidden_size) of token batches."""
+        mask = inputs["attention_mask"]
+        if mask.shape[1] > self.max_length:
+            raise UserError(
+                f"data.max_length: texts of {mask.shape[1]} tokens; this encoder takes at most {self.max_length}"
+            )
+        if not self.regroups or self.max_buckets == 1 or len(mask) == 1:
+            return self._features(inputs)
+        lengths = mask.sum(1)
+        order = lengths.argsort(stable=True)
+        host = lengths[order].cpu().numpy()
+        sizes = buckets(host, self.max_buckets)
+        parts, start = [], 0
+        for size in sizes:
+            rows, longest = order[start : start + size], int(host[start + size - 1])
+            parts.append(self._features(pytree.tree_map(lambda x: x[rows, :longest], inputs)))  # noqa: B023
+            start += size
+        return torch.cat(parts)[order.argsort()]
+
+    def _features(self, inputs: Inputs) -> Tensor:
+        arguments = {"attention_mask": inputs["attention_mask"]}
+        if "shift" in inputs:
+            embeddings = self.encoder.get_input_embeddings()(inputs["input_ids"])
+            arguments["inputs_embeds"] = embeddings + inputs["shift"]
+        else:
+            arguments["input_ids"] = inputs["input_ids"]
+        output = self.encoder(**arguments)
+        pooled = output.pooler_output if self.pooler is None else self.pooler(output.last_hidden_state[:, 0])
+        features: Tensor = self.dropout(pooled)
+        return features
+
+    def join(self, batches: Sequence[Inputs]) -> Inputs:
+        """Several token batches as one, padded to the longest."""
+        longest = max(batch["attention_mask"].shape[1] for batch in batches)
+
+        def padded(x: Tensor) -> Tensor:
+            return nn.functional.pad(x, (0, 0) * (x.dim() - 2) + (0, longest - x.shape[1]))
+
+        return pytree.tree_map(lambda *parts: torch.cat([padded(x) for x in parts]), *batches)
+
+    def random_direction(self, inputs: Inputs) -> Tensor:
+        """Normal noise (B, L, hidden_size) for the word embeddings; 0 on padding."""
+        table = self.encoder.get_input_embeddings().weight
+        mask = inputs["attention_mask"]
+        noise = torch.randn(*mask.shape, table.shape[1], device=mask.device, dtype=table.dtype)
+        return noise * mask[..., None]
+
+    def moved(self, inputs: Inputs, by: Tensor) -> Inputs:
+        """The texts with their word embeddings moved (Miyato et al. 2017)."""
+        return {**inputs, "shift": inputs["shift"] + by if "shift" in inputs else by}
+
+
+def buckets(lengths: np.ndarray, most: int) -> list[int]:
+    """How many texts, in rising order of length, to run together, so that the padded positions are few.
+
+    Args:
+        lengths: (B,), rising.
+        most: Largest number of groups.
+
+    Returns:
+        Sizes of the groups, in order. The split is the best for its number of groups; one more group is made
+        only where it saves a share of ``BUCKET_SAVING`` of the unsplit batch's positions.
+    """
+    n = len(lengths)
+    ends = np.append(np.flatnonzero(np.diff(lengths)) + 1, n)  # texts of one length stay together
+    starts, longest = np.append(0, ends[:-1]), lengths[ends - 1]
+    cost = np.where(starts[:, None] <= starts[None, :], (ends[None, :] - starts[:, None]) * longest, np.inf)
+    best, choices = cost[0], []  # best[j]: positions of texts up to the j-th length
+    for _ in range(1, min(most, len(ends))):
+        options = np.vstack((cost[0], best[:-1, None] + cost[1:]))  # [i, j]: the last group begins at length i
+        choice = options.argmin(0)
+        further = options[choice, np.arange(len(ends))]
+        if best[-1] - further[-1] < BUCKET_SAVING * cost[0, -1]:
+            break
+        best = further
+        choices.append(choice)
+    sizes, last = [], len(ends) - 1
+    for choice in reversed(choices):
+        first = choice[last]
+        if first == 0:
+            break
+        sizes.append(int(ends[last] - starts[first]))
+        last = first - 1
+    return [int(ends[last]), *reversed(sizes)]
+
+
+def _pretrained(name: str) -> tuple[nn.Module, bool]:
+    """The encoder, and whether its pooler was not among the weights."""
+    try:
+        from transformers import AutoModel
+        from transformers.utils import logging
+    except ImportError as error:
+        raise UserError(
+            "model.backbone=Transformer: needs the text extra: pip install 'ssl-weighting[text]'"
+        ) from error
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        encoder, report = AutoModel.from_pretrained(
+            name,
+            trust_remote_code=False,
+            use_safetensors=True,
+            attn_implementation="sdpa",
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split()).split(". ")[0]
+        raise UserError(
+            f"model.backbone.name={name}: no encoder to be had ({reason[:160]}); give a folder that holds config.json "
+            "and model.safetensors, or a name on the Hugging Face hub while the network is there"
+        ) from None
+    missing = [key for key in report["missing_keys"] if "pooler" not in key]
+    if missing:
+        raise UserError(
+            f"model.backbone.name={name}: its weights lack {missing[0]} and {len(missing) - 1} more; give a whole "
+            "encoder"
+        )
+    return encoder, any("pooler" in key for key in report["missing_keys"])
+
+
+def _last_layer(encoder: nn.Module) -> str:
+    """Regular expression for the parameters of the last layer and of all that follows it."""
+    name, layers = max(
+        ((n, m) for n, m in encoder.named_modules() if isinstance(m, nn.ModuleList)),
+        key=lambda pair: sum(p.numel() for p in pair[1].parameters()),
+    )
+    names = [f"encoder.{n}" for n, _ in encoder.named_parameters()]
+    first = f"encoder.{name}.{len(layers) - 1}."
+    following = names[next(i for i, n in enumerate(names) if n.startswith(first)) :]
+    others = sorted({n for n in following if not n.startswith(first)})
+    return "|".join([re.escape(first), *map(re.escape, others), r"pooler\."])

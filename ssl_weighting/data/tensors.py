@@ -1,0 +1,118 @@
+"""Tensors and data sets of one's own, from Python."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+
+from ssl_weighting.augment import RandomFlipCrop
+from ssl_weighting.data.base import InMemory, Inputs, Source, SSLData
+from ssl_weighting.errors import UserError
+
+Examples = tuple[Tensor | Dataset[Any], Tensor]
+
+
+class DatasetSource:
+    """A :class:`~ssl_weighting.data.base.Source` of a map-style ``torch.utils.data.Dataset``.
+
+    Args:
+        dataset: Its items are inputs, tensors or dictionaries of them, or tuples that begin with one.
+        labels: (n,) int64, −1 where unknown.
+    """
+
+    def __init__(self, dataset: Dataset[Any], labels: Tensor) -> None:
+        self.dataset, self.labels = dataset, labels
+
+    def fetch(self, rows: Tensor) -> Inputs:
+        """The items' inputs, collated."""
+        items = [self.dataset[row] for row in rows.tolist()]
+        return default_collate([item[0] if isinstance(item, (tuple, list)) else item for item in items])
+
+    def checksum(self) -> str:
+        """sha256 over type, length and labels; the items are not read."""
+        digest = hashlib.sha256(f"{type(self.dataset).__qualname__} {len(self.labels)}".encode())
+        digest.update(self.labels.contiguous().numpy().data)
+        return digest.hexdigest()
+
+    def describe(self, rows: Tensor) -> list[str]:
+        """The items' numbers, which is all that is known."""
+        return [f"row {row}" for row in rows.tolist()]
+
+
+class TensorData(SSLData):
+    """Training examples that Python has already: a tensor, or any map-style data set, and their labels.
+
+    Args:
+        inputs: (n, ...) or a data set of n items. uint8 counts as pixels and becomes float32 in [0, 1].
+        labels: (n,) int64, classes from 0, −1 where unknown: those are the pool.
+        test: Test inputs and their labels, or nothing.
+        class_names: Default: the numbers.
+        augmentations: Views by name, functions of a batch on the device. Default, for images: ``weak``, mirror and
+            crop. Methods for other inputs want a ``weak`` too.
+        mean: Subtracted from every channel before the network, if given.
+        std: What that is divided by.
+        num_labeled: See :class:`~ssl_weighting.data.base.SSLData`; default: all.
+        num_validation: See :class:`~ssl_weighting.data.base.SSLData`; default: a share.
+        kwargs: See :class:`~ssl_weighting.data.base.SSLData`.
+
+    Raises:
+        UserError: If numbers of inputs and labels differ, or labels are no class numbers.
+    """
+
+    name = "tensors"
+
+    def __init__(
+        self,
+        inputs: Tensor | Dataset[Any],
+        labels: Tensor,
+        test: Examples | None = None,
+        class_names: Sequence[str] | None = None,
+        augmentations: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+        mean: tuple[float, ...] = (),
+        std: tuple[float, ...] = (),
+        num_labeled: int | None = None,
+        num_validation: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        labels = torch.as_tensor(labels, dtype=torch.int64)
+        count = int(labels.max()) + 1 if len(labels) else 0
+        self.all_class_names = list(map(str, range(count))) if class_names is None else list(class_names)
+        self.train = _checked("inputs", inputs, labels, len(self.all_class_names))
+        self.test = test if test is None else _checked("test", *test, len(self.all_class_names))
+        self.has_test = test is not None
+        self.mean, self.std = mean, std
+        self.augmentations = MappingProxyType(dict(augmentations or _default_augmentations(inputs)))
+        super().__init__(num_labeled=num_labeled, num_validation=num_validation, **kwargs)
+
+    def load(self, train: bool) -> Source:
+        """What the constructor was given."""
+        source = self.train if train else self.test
+        assert source is not None
+        return source
+
+
+def _checked(name: str, inputs: Tensor | Dataset[Any], labels: Tensor, classes: int) -> Source:
+    labels = torch.as_tensor(labels, dtype=torch.int64).cpu()
+    length = len(inputs)  # type: ignore[arg-type]  # a map-style data set has one
+    if labels.shape != (length,):
+        raise UserError(
+            f"data.{name}: {length} inputs, and labels of shape {tuple(labels.shape)}; give a label each"
+        )
+    if length and not -1 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise UserError(f"data.{name}: labels must be from 0 to {classes - 1}, or -1 where unknown")
+    return InMemory(inputs.cpu(), labels) if isinstance(inputs, Tensor) else DatasetSource(inputs, labels)
+
+
+def _default_augmentations(inputs: Tensor | Dataset[Any]) -> dict[str, Callable[[Tensor], Tensor]]:
+    """For images (C = 1 or 3), mirror and crop by an eighth; for all else, none."""
+    first = inputs[0]
+    image = first[0] if isinstance(first, (tuple, list)) else first
+    if not isinstance(image, Tensor) or image.dim() != 3 or image.shape[0] not in (1, 3):
+        return {}
+    return {"weak": RandomFlipCrop(padding=max(1, min(image.shape[1:]) // 8), flip=True)}

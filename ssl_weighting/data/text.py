@@ -1,0 +1,293 @@
+"""Texts: any CSV, JSON lines, parquet file or Hugging Face data set with a column of texts and one of labels."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor, nn
+
+from ssl_weighting.augment.tf_idf import TfIdf
+from ssl_weighting.data.base import Inputs, SSLData, View
+from ssl_weighting.data.paraphrases import read_paraphrases
+from ssl_weighting.data.tables import label_names, labels_of, read_table
+from ssl_weighting.data.tokens import (
+    TokenizedTexts,
+    WordPieces,
+    cache_folder,
+    digest,
+    load_tokenizer,
+    tokenized,
+)
+from ssl_weighting.errors import UserError
+
+
+class LabeledTexts(NamedTuple):
+    """Texts and their labels.
+
+    Attributes:
+        texts: Strings (n,).
+        labels: (n,) int64; −1 where unknown.
+    """
+
+    texts: pa.Array
+    labels: Tensor
+
+
+class TextSource:
+    """A :class:`~ssl_weighting.data.base.Source` of tokenised texts.
+
+    Args:
+        data: Texts and labels.
+        tokens: The texts as words.
+        shift: What words of several pieces are raised by.
+        first: The lowest such word.
+        room: Most words of a text that are handed out, from the end that is kept.
+        keep_end: Whether that is the right one.
+        paraphrases: A source with the paraphrase of every row, or ``None``.
+    """
+
+    def __init__(
+        self,
+        data: LabeledTexts,
+        tokens: TokenizedTexts,
+        shift: int,
+        first: int,
+        room: int,
+        keep_end: bool,
+        paraphrases: TextSource | None = None,
+    ) -> None:
+        self.data, self.tokens, self.labels = data, tokens, data.labels
+        self.shift, self.first, self.room, self.keep_end = shift, first, room, keep_end
+        self.paraphrases = paraphrases
+        self.tf_idf: TfIdf | None = None
+
+    def fetch(self, rows: Tensor) -> dict[str, Tensor]:
+        """See :class:`~ssl_weighting.data.base.Source`.
+
+        Returns:
+            ``words`` int32 (B, W), −1 for padding on the right; ``rates`` float32 (B, W), the probabilities with
+            which they are replaced, if they are known; ``paraphrase`` int32 (B, W'), if there are paraphrases.
+        """
+        start, stop = self.tokens.offsets[rows], self.tokens.offsets[rows + 1]
+        lengths = stop - start
+        kept = lengths.clamp(max=self.room)
+        start = stop - kept if self.keep_end else start
+        column = torch.arange(int(kept.max()))
+        inside = column < kept[:, None]
+        place = torch.where(inside, start[:, None] + column, 0)
+        words = self.tokens.words[place]
+        batch = {"words": torch.where(inside, words + self.shift * (words >= self.first), -1)}
+        if self.tf_idf is not None:
+            batch["rates"] = self.tf_idf.rates(words, self.tokens.counts[place], rows, lengths)
+        if self.paraphrases is not None:
+            batch["paraphrase"] = self.paraphrases.fetch(rows)["words"]
+        return batch
+
+    def checksum(self) -> str:
+        """See :class:`~ssl_weighting.data.base.Source`: of texts and labels, whatever the tokenizer."""
+        result = hashlib.sha256(digest(self.data.texts).encode())
+        result.update(self.labels.contiguous().numpy().data)
+        return result.hexdigest()
+
+    def describe(self, rows: Tensor) -> list[str]:
+        """See :class:`~ssl_weighting.data.base.Source`: the texts."""
+        texts: list[str] = self.data.texts.take(pa.array(rows.numpy())).to_pylist()
+        return texts
+
+
+class TextData(SSLData):
+    """A data set of texts for a pretrained encoder. A subclass says where texts and labels come from.
+
+    Texts are tokenised once and kept in ``cache``. They travel as words, so that words can be replaced before
+    they are split into pieces, and batches are padded to their longest text. Augmentations, by name:
+
+    - ``weak``: the text as it is;
+    - ``tf_idf``: UDA's word replacement, counted on the unlabelled texts;
+    - ``back_translation``: the text's paraphrase.
+
+    Args:
+        tokenizer: Hub name or folder; on the command line, default is ``model.backbone.name``.
+        max_length: Most word pieces of a text, [CLS] and [SEP] included.
+        keep: Which end of a longer text is kept.
+        replace: Share of the words that ``tf_idf`` replaces (UDA's authors: 0.7).
+        paraphrases: File of paraphrases of the training texts, see ``ssl-weighting paraphrase``: parquet with the
+            columns ``text`` and ``paraphrase``, or text with a paraphrase a line, in the order of the training texts.
+        test_subset: Test on so many of the test texts, drawn once and for all; default all.
+        cache: Folder for tokenised texts; default ``ssl_weighting`` in the user's cache folder.
+        kwargs: See :class:`~ssl_weighting.data.base.SSLData`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: str | None = None,
+        max_length: int = 128,
+        keep: Literal["end", "start"] = "end",
+        replace: float = 0.7,
+        paraphrases: Path | None = None,
+        test_subset: int | None = None,
+        cache: Path | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if max_length < 3:
+            raise UserError(f"data.max_length={max_length}: must be at least 3")
+        if not 0 < replace <= 1:
+            raise UserError(f"data.replace={replace}: must be above 0 and at most 1")
+        if test_subset is not None and test_subset < 1:
+            raise UserError(f"data.test_subset={test_subset}: must be at least 1; null for all test texts")
+        self.tokenizer_name, self.max_length, self.keep, self.replace = tokenizer, max_length, keep, replace
+        self.paraphrase_file, self.test_subset, self.cache = paraphrases, test_subset, cache_folder(cache)
+        self.augmentations = {
+            "weak": lambda inputs: inputs,
+            "tf_idf": self._replaced,
+            "back_translation": _paraphrased,
+        }
+        self._tokenizer: Any = None
+        self._word_pieces: WordPieces | None = None
+        self._tf_idf: TfIdf | None = None
+        self._loaded: dict[bool, TextSource] = {}
+
+    @abstractmethod
+    def read(self, train: bool) -> LabeledTexts:
+        """All training (or test) texts.
+
+        Raises:
+            UserError: If they are not there, or damaged.
+        """
+
+    def prepare_data(self) -> None:
+        """Read and tokenise on one process a node, before all of them load."""
+        self.load(train=True)
+
+    def load(self, train: bool) -> TextSource:
+        """See :meth:`SSLData.load`. What was loaded is kept."""
+        if train not in self._loaded:
+            self._loaded[train] = self._load(train)
+        return self._loaded[train]
+
+    def _load(self, train: bool) -> TextSource:
+        data = self.read(train)
+        paraphrases = None
+        if train and self.paraphrase_file is not None:
+            texts = read_paraphrases(self.paraphrase_file, data.texts)
+            paraphrases = self._source(LabeledTexts(texts, data.labels), "paraphrases")
+        source = self._source(data, "training texts" if train else "test texts")
+        source.paraphrases = paraphrases
+        return source
+
+    def _source(self, data: LabeledTexts, what: str) -> TextSource:
+        if self._tokenizer is None:
+            if self.tokenizer_name is None:
+                raise UserError("data.tokenizer: missing; give the encoder's hub name or folder")
+            self._tokenizer = load_tokenizer(self.tokenizer_name)
+        if self._word_pieces is None:
+            self._word_pieces = WordPieces(self._tokenizer, self.max_length, self.keep)
+        tokens = tokenized(data.texts, self._tokenizer, self.cache, what)
+        pieces = self._word_pieces
+        return TextSource(data, tokens, pieces.add(tokens), pieces.size, pieces.room, pieces.keep_end)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load, tokenise and split the data, once; count the unlabelled words."""
+        super().setup(stage)
+        unlabeled = self.sets["unlabeled"]
+        source = unlabeled.source
+        assert isinstance(source, TextSource)
+        if source.tf_idf is None:
+            tokens = source.tokens
+            source.tf_idf = self._tf_idf = TfIdf(
+                tokens.words, tokens.counts, tokens.offsets, unlabeled.rows, self.replace
+            )
+
+    def _setup_test(self) -> None:
+        super()._setup_test()
+        test = self.sets["test"]
+        if self.test_subset is None or self.test_subset == len(test):
+            return
+        if self.test_subset > len(test):
+            raise UserError(f"data.test_subset={self.test_subset}: there are only {len(test)} test texts")
+        order = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))
+        chosen = order[: self.test_subset].sort().values
+        test.rows, test.labels = test.rows[chosen], test.labels[chosen]
+
+    def view(self, raw: Inputs, steps: View) -> Inputs:
+        """See :meth:`SSLData.view`."""
+        for step in steps:
+            if isinstance(step, nn.Module) and type(step).__module__.startswith("ssl_weighting.augment."):
+                raise UserError(
+                    f"model.algorithm: {type(step).__name__} augments images, and {self.name} holds texts; "
+                    "give --model.algorithm.strong [tf_idf]"
+                )
+        return super().view(raw, steps)
+
+    def normalise(self, inputs: Inputs) -> Inputs:
+        """Words as word pieces: ``input_ids`` and ``attention_mask``, (B, L) int64."""
+        assert self._word_pieces is not None
+        return self._word_pieces(inputs["words"])
+
+    def _replaced(self, inputs: Inputs) -> Inputs:
+        assert self._tf_idf is not None
+        return {**inputs, "words": self._tf_idf.replace(inputs["words"], inputs["rates"])}
+
+
+def _paraphrased(inputs: Inputs) -> Inputs:
+    if "paraphrase" not in inputs:
+        raise UserError(
+            "model.algorithm wants back_translation, and there are no paraphrases; give --data.paraphrases FILE "
+            "(`ssl-weighting paraphrase` makes one), or --model.algorithm.strong [tf_idf]"
+        )
+    return {"words": inputs["paraphrase"]}
+
+
+class Text(TextData):
+    """Your own texts. Rows with an empty or missing label (or −1, if labels are numbers) are the unlabelled pool.
+
+    Files end in ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet``; a name that is no file is one of the Hugging Face
+    hub, of which the split is taken that each argument is named by.
+
+    Args:
+        train: Training texts.
+        test: Test texts; default those of the hub, or none with files.
+        text_column: Column of the texts.
+        label_column: Column of the labels: numbers or words, of any number of classes.
+        num_labeled: Labelled examples; default all that have a label and do not validate.
+        num_validation: Validation examples; default a share of those that have a label.
+        kwargs: See :class:`TextData`, and :class:`~ssl_weighting.data.base.SSLData`.
+    """
+
+    name = "text"
+
+    def __init__(
+        self,
+        train: str,
+        test: str | None = None,
+        text_column: str = "text",
+        label_column: str = "label",
+        num_labeled: int | None = None,
+        num_validation: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.train_name, self.text_column, self.label_column = train, text_column, label_column
+        self.test_name = train if test is None and not Path(train).suffix else test
+        self.has_test = self.test_name is not None
+        self._train = self._read("train", train)  # the network has an output for each class: they are needed now
+        self.all_class_names = label_names(self._train, label_column, "train")
+        super().__init__(num_labeled=num_labeled, num_validation=num_validation, **kwargs)
+
+    def _read(self, split: str, name: str) -> pa.Table:
+        return read_table(name, split, self.text_column, self.label_column)
+
+    def read(self, train: bool) -> LabeledTexts:
+        """See :meth:`TextData.read`."""
+        if train:
+            table, key = self._train, "train"
+        else:
+            assert self.test_name is not None
+            table, key = self._read("test", self.test_name), "test"
+        labels = labels_of(table, self.label_column, self.all_class_names, key)
+        return LabeledTexts(pc.utf8_trim_whitespace(table[self.text_column].combine_chunks()), labels)

@@ -1,0 +1,130 @@
+"""What a run must know of its processes and its machine: one folder for all, one run a folder, and faults by name."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_only
+from torch.distributed import DistError, TCPStore
+
+from ssl_weighting.errors import LocalError, PeerError, UserError
+from ssl_weighting.files import unwritable
+
+UNWRITABLE = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+)
+PEER_LOST = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Timed out waiting",
+    "NCCL",
+)
+
+
+def agreed(name: str, decide: Callable[[], str]) -> str:
+    """What the first process decides; the others are told.
+
+    Processes that Lightning starts inherit the environment; those that torchrun starts share its store.
+
+    Args:
+        name: What it is, a word.
+        decide: Called in the first process.
+
+    Raises:
+        UserError: In another process that cannot know.
+    """
+    variable = f"SSL_WEIGHTING_{name.upper()}"
+    store = None
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
+        store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+        key = f"{variable}_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+    if rank_zero_only.rank == 0:
+        os.environ[variable] = decided = decide()
+        if store is not None:
+            store.set(key, decided)
+        return decided
+    if store is not None:
+        return str(store.get(key).decode())
+    if variable in os.environ:
+        return os.environ[variable]
+    raise UserError(
+        "trainer.strategy: processes that others start cannot agree on a run's folder; start them by torchrun, or "
+        "leave it to trainer.devices"
+    )
+
+
+def locked(directory: Path) -> int:
+    """Take a run's folder for this process until the descriptor is closed, or the process ends in whatever way.
+
+    Raises:
+        UserError: If another process trains there.
+    """
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise UserError(
+            f"{directory}: another process trains in this folder; wait until it is done, or start a new run without "
+            "--ckpt_path"
+        ) from None
+    # A data worker that outlives a killed run by some seconds must not hold the lock.
+    os.register_at_fork(after_in_child=lambda: _close(descriptor))
+    return descriptor
+
+
+def _close(descriptor: int) -> None:
+    try:
+        os.close(descriptor)
+    except OSError:  # the run was over before the fork
+        return
+
+
+def check_strategy(strategy: Any) -> None:
+    """Refuse strategies under which a process does not hold the whole network.
+
+    Raises:
+        UserError: With the reason and what to use instead.
+    """
+    name = str(strategy if isinstance(strategy, str) else strategy["class_path"])
+    plain = name.rpartition(".")[2]
+    if plain in ("auto", "DDPStrategy", "SingleDeviceStrategy") or plain.startswith("single_"):
+        return
+    if plain.startswith("ddp") and not any(kind in plain for kind in ("spawn", "fork", "notebook")):
+        return
+    raise UserError(
+        f"trainer.strategy={name}: a Λ step and the average of θ need the whole network in every process, each started "
+        "by the command; use ddp"
+    )
+
+
+def explained(error: BaseException) -> UserError | None:
+    """What a person needs to know of a fault of the machine, if it is one: else ``None``."""
+    message = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
+        return LocalError(unwritable(error.filename or "a file of the run", error))
+    if isinstance(error, RuntimeError) and "DataLoader worker" in message:
+        return LocalError(
+            f"data.num_workers: {message.split('.')[0]}; something killed it, often for want of memory. The same "
+            "command with --ckpt_path last goes on from the last checkpoint, with fewer workers if need be"
+        )
+    if isinstance(error, DistError) or (
+        isinstance(error, RuntimeError) and any(sign in message for sign in PEER_LOST)
+    ):
+        return PeerError(
+            "another process of this run stopped or was killed, so this one stops too; the last checkpoint is whole, "
+            "and the same command with --ckpt_path last goes on from there"
+        )
+    return None

@@ -1,0 +1,215 @@
+"""A run's folder, opened for reading: every file checked, and the data that the run was trained on."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from ssl_weighting.errors import UserError
+
+if TYPE_CHECKING:  # torch is slow to import
+    from ssl_weighting.data.base import SSLData
+    from ssl_weighting.data.split import Split
+
+WEIGHT_COLUMNS = ("index", "weight", "updates", "influence", "pseudo_label", "confidence", "label")
+
+
+@dataclass(frozen=True)
+class WeightHistory:
+    """How Λ was spread at every evaluation.
+
+    Attributes:
+        steps: (T,) int64, θ steps, rising.
+        low: (T,) float64, lower edge of the first bin: the smallest weight.
+        high: (T,) float64, upper edge of the last bin: the largest weight.
+        counts: (T, bins) float64, weights in every one of the equal bins between.
+    """
+
+    steps: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    counts: np.ndarray
+
+
+class Run:
+    """What a run left on disk; nothing is written, no code in it is run.
+
+    Files are read when they are asked for.
+
+    Args:
+        directory: The run's folder, ``runs/<recipe>/<time>_seed<N>_<id>``.
+
+    Raises:
+        UserError: If it is none. Every property and method raises it for a missing or damaged file.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        if not directory.is_dir():
+            raise UserError(
+                f"RUN={directory}: no such folder; a run lies in runs/<recipe>/<time>_seed<N>_<id>"
+            )
+        if not (directory / "config.yaml").is_file():
+            inside = next(iter(sorted(directory.glob("*/config.yaml"))), None)
+            hint = f"; did you mean {inside.parent}?" if inside else ""
+            raise UserError(f"RUN={directory}: not the folder of a run, it has no config.yaml{hint}")
+        self.directory = directory.resolve()
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.directory.name
+
+    @property
+    def recipe(self) -> str:
+        """Name of the recipe: the folder that the run lies in."""
+        return self.directory.parent.name
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The whole resolved configuration."""
+        path = self.directory / "config.yaml"
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise _damaged(path, error) from None
+        if not isinstance(content, dict) or not all(
+            isinstance(content.get(k), dict) for k in ("data", "model", "trainer")
+        ):
+            raise UserError(f"{path}: not the configuration of a run: data, model or trainer is missing")
+        return content
+
+    @cached_property
+    def metrics(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Every logged scalar: its steps (n,) int64, rising, and values (n,) float64. The newest of a step counts."""
+        found: dict[str, dict[int, float]] = {}
+        for row in self._rows("metrics.csv"):
+            step = int(row["step"])
+            for name, text in row.items():
+                if text and name != "step":
+                    found.setdefault(name, {})[step] = float(text)
+        return {
+            name: (np.array(sorted(values)), np.array([values[s] for s in sorted(values)]))
+            for name, values in found.items()
+        }
+
+    @cached_property
+    def weight_history(self) -> WeightHistory | None:
+        """How Λ was spread at every evaluation; ``None`` for a run of a version that did not keep it."""
+        if not (self.directory / "weights_history.csv").is_file():
+            return None
+        rows = {int(row["step"]): row for row in self._rows("weights_history.csv")}
+        if not rows:
+            return None
+        steps = sorted(rows)
+        bins = [name for name in rows[steps[0]] if name.startswith("bin_")]
+
+        def column(name: str) -> np.ndarray:
+            return np.array([float(rows[step][name]) for step in steps])
+
+        path = self.directory / "weights_history.csv"
+        try:
+            return WeightHistory(
+                np.array(steps), column("low"), column("high"), np.stack([column(b) for b in bins], -1)
+            )
+        except (KeyError, ValueError) as error:
+            raise _damaged(path, error) from None
+
+    def _rows(self, name: str) -> list[dict[str, str]]:
+        """Rows of a CSV file with a ``step`` and otherwise numbers; a last row that was cut off is left out."""
+        path = self.directory / name
+        try:
+            with open(path, newline="", encoding="utf-8") as file:
+                reader = csv.DictReader(file)
+                rows = [row for row in reader if None not in row.values() and None not in row]
+            for row in rows:
+                int(row["step"])
+                for text in row.values():
+                    float(text or "nan")
+        except (OSError, UnicodeDecodeError, ValueError, KeyError, csv.Error) as error:
+            raise _damaged(path, error) from None
+        return rows
+
+    @cached_property
+    def weights(self) -> pa.Table:
+        """``weights.parquet``: a row an unlabelled example; see ``callbacks.run_files.weights_table``."""
+        path = self.directory / "weights.parquet"
+        try:
+            table = pq.read_table(path)
+        except (OSError, pa.ArrowException) as error:
+            raise _damaged(path, error) from None
+        if missing := [name for name in WEIGHT_COLUMNS if name not in table.column_names]:
+            raise UserError(f"{path}: not the weights of a run, {', '.join(missing)} is missing")
+        return table
+
+    @cached_property
+    def split(self) -> Split:
+        """Which examples were labelled, validated and unlabelled."""
+        from ssl_weighting.data.split import read_split
+
+        path = self.directory / "split.json"
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            belongs_to = content["data_set"], content["checksum"]
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise _damaged(path, error) from None
+        return read_split(path, *belongs_to)
+
+    @cached_property
+    def timing(self) -> dict[str, Any]:
+        """``timing.json``: see ``callbacks.timing``; empty for a run of a version that did not keep it."""
+        path = self.directory / "timing.json"
+        if not path.is_file():
+            return {}
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            float(content["seconds"]), float(content["evaluation_seconds"])
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise _damaged(path, error) from None
+        return dict(content)
+
+    def data(self) -> SSLData:
+        """The data module of the run, with the run's own split, ready to be looked at; the test set is not loaded.
+
+        Raises:
+            UserError: If the data are not where config.yaml says, or are others than the run was trained on.
+        """
+        from jsonargparse import ArgumentError, ArgumentParser
+
+        from ssl_weighting.data import SSLData
+
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_subclass_arguments(SSLData, "data")
+        try:
+            data: SSLData = parser.instantiate_classes(
+                parser.parse_object({"data": self.config["data"]})
+            ).data
+        except ArgumentError as error:
+            raise UserError(
+                f"{self.directory / 'config.yaml'}: data: {' '.join(str(error).split())}"
+            ) from None
+        data.split_file, data.evaluate_test = self.directory / "split.json", False
+        data.prepare_data()
+        data.setup("fit")
+        if data.num_unlabeled != len(self.weights):
+            raise UserError(
+                f"{self.directory}: weights.parquet has {len(self.weights)} rows, split.json {data.num_unlabeled} "
+                "unlabelled examples: they are of different runs"
+            )
+        return data
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    if isinstance(error, FileNotFoundError):
+        return UserError(
+            f"{path}: no such file; the run was stopped before it wrote one, or it was moved away"
+        )
+    return UserError(f"{path}: damaged ({type(error).__name__}: {error}); restore it, or take another run")

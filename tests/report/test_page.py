@@ -1,0 +1,253 @@
+"""report.html: one page, whole, harmless and readable, also in a real browser."""
+
+import re
+import shutil
+import time
+from html.parser import HTMLParser
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from ssl_weighting.cli import main
+from ssl_weighting.report.page import duration, render, write_page
+from ssl_weighting.runs import Run
+
+HOSTILE = [
+    "<script>document.title = 'owned'</script>",
+    '"><img src=http://127.0.0.1:9/x.png onerror="document.title=\'owned\'">',
+    "</p></style><style>body { display: none }</style>",
+    "{{ 7 * 7 }} {% raw %} <svg onload=alert(1)>",
+    "' autofocus onfocus=alert(1) x='",
+    "javascript:alert(1) \u202e\x00\x1b[2J" + "long" * 2000,
+]
+
+
+@pytest.fixture
+def copy(tiny_run, tmp_path):
+    return shutil.copytree(tiny_run, tmp_path / tiny_run.parent.name / tiny_run.name)
+
+
+@pytest.fixture
+def hostile(copy):
+    """A run whose examples are called what an attacker likes, and so are its classes."""
+    run = Run(copy)
+    data = run.data()
+    data.sets["unlabeled"].source.describe = lambda rows: [
+        HOSTILE[i % len(HOSTILE)] for i in range(len(rows))
+    ]
+    data.all_class_names = tuple(f"{HOSTILE[i % len(HOSTILE)][:60]}{i}" for i in range(10))
+    return run, data
+
+
+class Elements(HTMLParser):
+    """Names of the elements and attributes of a page, and whether all are closed."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.names, self.attributes, self.open, self.addresses = set(), set(), [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.names.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+        self.addresses += [value for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "link", "img", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.names.add(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_fit_leaves_a_page(tiny_run):
+    page = (tiny_run / "report.html").read_text()
+    assert len(page) < 3_000_000
+    elements = Elements(page)
+    assert not elements.open
+    assert page.count("<figure>") >= 9
+    assert page.count("data:image/png") == 32, "16 harmful and 16 helpful digits"
+    error = Run(tiny_run).metrics["test/error"][1][-1]
+    assert f"{100 * error:.2f} %" in page
+
+
+def test_it_needs_nothing_else(tiny_run):
+    elements = Elements((tiny_run / "report.html").read_text())
+    assert "script" not in elements.names
+    assert not [name for name in elements.attributes if name.startswith("on") or name == "style"]
+    assert all(address.startswith("data:") for address in elements.addresses)
+
+
+def test_the_command_draws_it_anew(copy, capsys):
+    before = (copy / "report.html").read_text()
+    (copy / "report.html").unlink()
+    assert main(["report", str(copy)]) == 0
+    assert capsys.readouterr().out.strip() == str(copy / "report.html")
+    same = re.compile(r"page of [\d: -]+")
+    assert same.sub("", (copy / "report.html").read_text()) == same.sub("", before)
+
+
+def test_hostile_names_are_text(hostile):
+    page = render(*hostile)
+    elements = Elements(page)
+    assert not elements.open
+    assert "script" not in elements.names
+    assert not [name for name in elements.attributes if name.startswith("on")]
+    assert "49" not in re.sub(r"<svg.*?</svg>", "", page) or "{{ 7 * 7 }}" in page
+    assert "{{ 7 * 7 }}" in page
+    assert "\x1b" not in page
+    assert "\u202e" not in page
+    assert len(page) < 3_000_000
+
+
+def test_no_key_reaches_it(copy, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "key-of-the-environment")
+    config = yaml.safe_load((copy / "config.yaml").read_text())
+    config["trainer"]["logger"] = {
+        "class_path": "WandbLogger",
+        "init_args": {"settings": "key-of-the-logger"},
+    }
+    config["model"]["hf_token"] = "key-of-the-model"
+    config["data"]["init_args"]["address"] = "https://me:key-of-the-address@example.org/"
+    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    page = render(Run(copy), None)
+    assert "key-of-the" not in page
+    assert "https://example.org/" in page
+
+
+def test_without_the_data_the_page_says_so(copy):
+    config = yaml.safe_load((copy / "config.yaml").read_text())
+    config["data"] = {"class_path": "Cifar10", "init_args": {"root": "nowhere", "download": False}}
+    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    page = write_page(Run(copy)).read_text()
+    assert "the data could not be read: data.root=nowhere" in page
+    assert "data:image/png" not in page
+    assert "row " in page
+
+
+def test_a_run_whose_weights_did_not_move(copy):
+    run = Run(copy)
+    still = run.weights.set_column(2, "updates", pa.array(np.zeros(len(run.weights), np.int32)))
+    pq.write_table(still, copy / "weights.parquet")
+    (copy / "weights_history.csv").unlink()
+    (copy / "timing.json").unlink()
+    page = render(Run(copy), None)
+    assert "No weight moved" in page
+    assert "No example moved" in page
+    Elements(page)
+
+
+def test_seventy_thousand_examples_take_seconds(copy):
+    count, numbers = 70_000, np.random.default_rng(0)
+    labels = numbers.integers(0, 12, count)
+    table = {
+        "index": np.arange(count),
+        "weight": numbers.gamma(2, 0.5, count).astype(np.float32),
+        "updates": numbers.integers(0, 5, count).astype(np.int32),
+        "influence": numbers.normal(size=count).astype(np.float32),
+        "pseudo_label": numbers.integers(0, 10, count).astype(np.int32),
+        "confidence": numbers.beta(5, 1, count).astype(np.float32),
+        "label": labels,
+    }
+    pq.write_table(pa.table(table), copy / "weights.parquet")
+    began = time.process_time()
+    page = render(Run(copy), None)
+    assert time.process_time() - began < 10
+    assert len(page) < 1_000_000
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(41.6, "42 s"), (185, "3 min 05 s"), (25920, "7 h 12 min")])
+def test_durations(seconds, said):
+    assert duration(seconds) == said
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium that is on this machine; nothing is downloaded."""
+    api = pytest.importorskip(
+        "playwright.sync_api", reason="no playwright, so no page was opened in a browser"
+    )
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    program = next(filter(None, map(shutil.which, names)), None)
+    if program is None:
+        pytest.skip("no Chromium on the PATH, so no page was opened in a browser")
+    with api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(
+            executable_path=program, args=["--no-sandbox", "--disable-dev-shm-usage"], timeout=120_000
+        )
+        yield chromium
+        chromium.close()
+
+
+class Visit:
+    """A page, opened, and all that happened."""
+
+    def __init__(self, browser, path, width=1280, scheme="light"):
+        self.page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+        self.messages, self.requests = [], []
+        self.page.on("console", lambda message: self.messages.append(message.text))
+        self.page.on("pageerror", lambda error: self.messages.append(str(error)))
+        self.page.on("dialog", lambda dialog: self.messages.append(dialog.message))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.goto(path.as_uri(), timeout=60_000)
+
+    def ask(self, script):
+        return self.page.evaluate(script)
+
+    def check(self, path):
+        assert self.messages == []
+        assert [url for url in self.requests if not url.startswith("data:")] == [path.as_uri()]
+
+
+def test_a_browser_draws_curves_and_gallery(browser, tiny_run):
+    path = tiny_run / "report.html"
+    visit = Visit(browser, path)
+    visit.check(path)
+    widths = visit.ask(
+        "[...document.querySelectorAll('figure > svg polyline')].map(e => e.getBoundingClientRect().width)"
+    )
+    assert sum(width > 100 for width in widths) >= 6
+    assert visit.ask("getComputedStyle(document.querySelector('.line')).strokeWidth") == "2px", (
+        "the style is let in"
+    )
+    pictures = visit.ask("[...document.images].map(e => e.complete && e.naturalWidth)")
+    assert pictures == [8] * 32
+
+
+@pytest.mark.parametrize("width", [360, 375, 800])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_screen_is_too_small(browser, hostile, width, scheme):
+    path = write_page(*hostile)
+    visit = Visit(browser, path, width, scheme)
+    assert visit.ask("document.documentElement.scrollWidth") <= width
+    light, dark = visit.ask(
+        "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
+        ".map(c => c.match(/\\d+/g).reduce((a, b) => a + Number(b), 0))"
+    )
+    assert (light > dark) == (scheme == "dark")
+
+
+def test_hostile_names_do_nothing_in_a_browser(browser, hostile):
+    path = write_page(*hostile)
+    visit = Visit(browser, path)
+    visit.page.wait_for_timeout(300)
+    visit.check(path)
+    assert visit.page.title() == "digits_uda, seed 0"
+    assert visit.ask("getComputedStyle(document.body).display") == "block"
+    assert HOSTILE[0] in visit.page.inner_text("body")
+
+
+def test_what_is_not_ours_is_forbidden(browser, tiny_run, tmp_path):
+    """The second wall: even unescaped, a script, a foreign picture or style would do nothing."""
+    page = (tiny_run / "report.html").read_text()
+    path = tmp_path / "attacked.html"
+    evil = "<script>document.title = 'owned'</script><img src=http://127.0.0.1:9/x><style>main {display: none}</style>"
+    path.write_text(page.replace("<main>", f"<main>{evil}"))
+    visit = Visit(browser, path)
+    assert visit.page.title() == "digits_uda, seed 0"
+    assert visit.ask("getComputedStyle(document.querySelector('main')).display") == "block"
+    assert len(visit.messages) >= 3, "the browser says what it refused"

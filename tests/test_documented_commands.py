@@ -1,0 +1,428 @@
+"""Every command that a document names is run, and so is every snippet of Python and YAML.
+
+Budgets are cut to two steps, and data sets are small ones in the sets' own formats; placeholders such as RUN and DIR are
+real things of those names. What is looked at but not run is in LOOKED_AT, with the reason.
+"""
+
+import argparse
+import csv
+import dataclasses
+import importlib
+import io
+import os
+import re
+import runpy
+import shlex
+import shutil
+import sys
+import tomllib
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import yaml
+from markdown_it import MarkdownIt
+from PIL import Image
+
+from ssl_weighting.bench import influence, per_example_gradient
+from ssl_weighting.cli import main
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = sorted(
+    str(path.relative_to(ROOT))
+    for pattern in ("*.md", "docs/**/*.md", "docker/*.md", "recipes/*.md")
+    for path in ROOT.glob(pattern)
+)
+
+# Programs whose commands are not run, and why; a method of Workshop checks each as far as it can.
+LOOKED_AT = {
+    "make": "makes environments and runs this very suite: the targets have to exist",
+    "docker": "needs an engine: files, stages and arguments have to exist; what runs inside is run here, outside",
+    "docker/smoke.sh": "needs an engine: it has to be there",
+    "pip": "changes the environment that the tests run in: the extras have to exist",
+    "python": "the scripts behind the figures take minutes to hours: their own parser has to accept the options",
+    "cd": "changes a shell",
+    ".": "changes a shell",
+}
+# Commands of ssl-weighting of which only the command line is parsed, and why.
+ONLY_PARSED = {
+    "demo": "three minutes: `.ci/run` runs it on every commit",
+    "study": "many whole runs: the file it names has to exist",
+    "dashboard": "needs an account at W&B",
+    "paraphrase": "needs two translation models",
+}
+
+BUDGET = [
+    *("--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--trainer.log_every_n_steps", "1"),
+    *("--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.strategy", "auto"),
+    *("--model.inner_steps", "1", "--model.warmup_steps", "0"),
+]
+SMALL_IMAGES = [
+    *("--data.num_labeled", "20", "--data.num_validation", "20", "--data.download", "false"),
+    *(
+        "--data.verify_checksum",
+        "false",
+        "--data.labeled_batch_size",
+        "4",
+        "--data.unlabeled_batch_size",
+        "8",
+    ),
+    *("--data.validation_batch_size", "8", "--model.backbone.depth", "10", "--model.backbone.width", "1"),
+]
+SMALL_TEXTS = [
+    *("--data.root", "tiny_imdb", "--data.labeled", "random", "--data.cache", "cache"),
+    *(
+        "--data.labeled_batch_size",
+        "4",
+        "--data.unlabeled_batch_size",
+        "8",
+        "--data.validation_batch_size",
+        "8",
+    ),
+    *("--model.backbone.name", "tiny_bert"),
+]
+
+
+class Passage(NamedTuple):
+    """A command, or a snippet of ``python`` or ``yaml``, and where it stands."""
+
+    kind: str
+    text: str
+    line: int
+
+
+def passages(document: str) -> list[Passage]:
+    found = []
+    for token in (
+        MarkdownIt("commonmark").enable("table").parse((ROOT / document).read_text(encoding="utf-8"))
+    ):
+        line = token.map[0] + 1 if token.map else 0
+        language = token.info.split()[0] if token.info.strip() else ""
+        if token.type == "fence" and language in ("python", "yaml"):
+            found.append(Passage(language, token.content, line))
+        elif token.type in ("fence", "code_block"):
+            found += [Passage("command", text, line) for text in commands(token.content, language)]
+        for child in token.children or ():
+            if child.type == "code_inline" and is_command(child.content) and " " in child.content:
+                found.append(Passage("command", child.content, line))
+    return found
+
+
+def commands(block: str, language: str) -> list[str]:
+    """The commands of a block, continued lines joined. In a block of commands there is nothing else."""
+    lines = [line for line in re.sub(r"\\\n\s*", "", block).splitlines() if line.strip()]
+    prompted = [line[2:] for line in lines if line.startswith("$ ")]
+    lines = prompted or [line for line in lines if not line.startswith("#")]
+    if not lines or not (prompted or language in ("bash", "console", "sh", "shell") or is_command(lines[0])):
+        return []
+    return lines
+
+
+def is_command(line: str) -> bool:
+    """Whether a line begins with a program that this test knows."""
+    words = [word for word in line.split() if not re.match(r"[A-Z_]+=", word)]
+    return bool(words) and words[0] in PROGRAMS
+
+
+class Workshop:
+    """A folder in which the placeholders of documents exist; the commands of one document run there in turn."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Path]) -> None:
+        self.folder, self.monkeypatch = folder, monkeypatch
+        monkeypatch.chdir(folder)
+        monkeypatch.syspath_prepend(str(folder))
+        monkeypatch.setenv("WANDB_MODE", "offline")
+        monkeypatch.setenv("WANDB_SILENT", "true")
+        shutil.copytree(given["tiny_run"], folder / "RUN")
+        for name in ("data", "benchmarks/results"):
+            (folder / name).mkdir(parents=True)
+        for name in ("DIR", "data/cifar10", "data/svhn"):
+            (folder / name).symlink_to(given["image_sets"])
+        for name in ("tiny_bert", "tiny_imdb"):
+            (folder / name).symlink_to(given[name])
+        for name in ("NAME", "RECIPE"):
+            shutil.copy(ROOT / "recipes" / "digits_uda.yaml", folder / name)
+
+    def do(self, passage: Passage) -> None:
+        if passage.kind == "python":
+            self.run_python(passage.text)
+        elif passage.kind == "yaml":
+            self.run_yaml(passage)
+        else:
+            for words in simple_commands(passage.text):
+                self.run(words)
+
+    def run(self, words: list[str]) -> None:
+        while words and (assignment := re.fullmatch(r"(?P<name>[A-Z_]+)=(?P<value>.*)", words[0])):
+            self.monkeypatch.setenv(assignment["name"], assignment["value"])
+            words = words[1:]
+        if not words:
+            return
+        assert words[0] in PROGRAMS, f"{words[0]}: unknown here; run it, or say in LOOKED_AT why not"
+        PROGRAMS[words[0]](self, words[1:])
+
+    def ssl_weighting(self, words: list[str]) -> None:
+        """Run it in this process, with less to do."""
+        with self.monkeypatch.context() as patch:
+            if words[0] in ONLY_PARSED:
+                assert all((ROOT / word).exists() for word in words if word.endswith((".yaml", ".yml")))
+                parse_only(lambda: main(words), patch)
+                return
+            if words[0] == "bench":
+                cut_benches(patch)
+            try:
+                status = main(self.supplied(words) + self.budget(words))
+            except SystemExit as end:  # --help
+                status = end.code or 0
+        assert status == 0
+
+    def supplied(self, words: list[str]) -> list[str]:
+        """Make the data that `init` is told of, whatever its name; encoders are the tiny one."""
+        if words[0] != "init":
+            return words
+        for option, value in pairwise(words):
+            path = self.folder / value
+            if path.exists() or option not in ("--images", "--unlabelled", "--unlabeled", "--text", "--test"):
+                continue
+            if "--text" in words:
+                write_texts(path)
+            else:
+                write_images(path, classes=0 if option.startswith("--unlab") else 3)
+        return words if "--images" in words else [*words, "--encoder", "tiny_bert"]
+
+    def budget(self, words: list[str]) -> list[str]:
+        if words[0] != "fit" or any("help" in word for word in words):
+            return []
+        config = words[words.index("--config") + 1] if "--config" in words else ""
+        options = [*BUDGET]
+        if re.search("cifar10|svhn", config):
+            options += SMALL_IMAGES
+        elif "imdb" in config:
+            options += SMALL_TEXTS
+        if "--ckpt_path" in words:  # goes on, so there has to be something left to do
+            options[1] = "3"
+        return options
+
+    def python(self, words: list[str]) -> None:
+        if words[:2] == ["-m", "ssl_weighting"]:
+            self.ssl_weighting(words[2:])
+        elif words[0] == "-m":
+            assert importlib.util.find_spec(words[1]), words[1]
+        else:
+            script = ROOT / words[0]
+            with self.monkeypatch.context() as patch:
+                patch.setattr(sys, "argv", [str(script), *words[1:]])
+                patch.syspath_prepend(str(script.parent))
+                parse_only(lambda: runpy.run_path(str(script), run_name="__main__"), patch)
+
+    def make(self, words: list[str]) -> None:
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+        assert set(words) <= set(targets)
+
+    def docker(self, words: list[str]) -> None:
+        text = (ROOT / "docker" / "Dockerfile").read_text()
+        if words[0] == "build":
+            parser = argparse.ArgumentParser(exit_on_error=False)
+            parser.add_argument("-f", "--file", required=True)
+            parser.add_argument("-t", "--tag", required=True)
+            parser.add_argument(
+                "--target", choices=re.findall(r"^FROM .* AS (\S+)", text, flags=re.MULTILINE)
+            )
+            parser.add_argument("--build-arg", action="append", default=[])
+            parser.add_argument("--secret", action="append", default=[])
+            parser.add_argument("context")
+            given = parser.parse_args(words[1:])
+            assert (ROOT / given.file).is_file()
+            assert {a.split("=")[0] for a in given.build_arg} <= set(
+                re.findall(r"^ARG (\w+)", text, re.MULTILINE)
+            )
+            assert {s.split(",")[0] for s in given.secret} <= set(
+                re.findall(r"type=secret,(id=[\w.]+)", text)
+            )
+        else:
+            assert words[0] == "run"
+            (image,) = [i for i, word in enumerate(words) if word.startswith("ssl-weighting:")]
+            self.ssl_weighting(words[image + 1 :])
+
+    def smoke(self, words: list[str]) -> None:
+        assert os.access(ROOT / "docker" / "smoke.sh", os.X_OK)
+        assert words[0].startswith("ssl-weighting:")
+
+    def pip(self, words: list[str]) -> None:
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        for extras in re.findall(r"\[(.*?)\]", " ".join(words)):
+            assert set(extras.split(",")) <= project["optional-dependencies"].keys()
+
+    def mkdir(self, words: list[str]) -> None:
+        for word in words:
+            if word != "-p":
+                Path(word).mkdir(parents=True, exist_ok=True)
+
+    def nothing(self, words: list[str]) -> None:
+        """See LOOKED_AT."""
+
+    def run_python(self, text: str) -> None:
+        """Execute it; where the first line names a file, that file is importable from then on."""
+        name = re.match(r"# (\w+)\.py\n", text)
+        if name:
+            (self.folder / f"{name[1]}.py").write_text(text, encoding="utf-8")
+            importlib.invalidate_caches()
+            self.monkeypatch.delitem(sys.modules, name[1], raising=False)
+            importlib.import_module(name[1])
+        else:
+            exec(compile(text, "snippet", "exec"), {"__name__": "__main__"})
+
+    def run_yaml(self, passage: Passage) -> None:
+        """A whole recipe is trained by itself, a part of one on top of a recipe."""
+        recipe = self.folder / f"snippet_{passage.line}.yaml"
+        recipe.write_text(passage.text, encoding="utf-8")
+        content = yaml.safe_load(passage.text)
+        below = [] if {"data", "model"} <= content.keys() else ["--config", "digits_uda"]
+        self.ssl_weighting(["fit", *below, "--config", str(recipe)])
+
+
+PROGRAMS = {
+    "ssl-weighting": Workshop.ssl_weighting,
+    "python": Workshop.python,
+    "make": Workshop.make,
+    "docker": Workshop.docker,
+    "docker/smoke.sh": Workshop.smoke,
+    "pip": Workshop.pip,
+    "mkdir": Workshop.mkdir,
+    "cd": Workshop.nothing,
+    ".": Workshop.nothing,
+}
+
+
+def simple_commands(line: str) -> list[list[str]]:
+    """The words of each command of a line."""
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True
+    found: list[list[str]] = [[]]
+    for word in lexer:
+        if word in ("&&", ";", "|"):
+            found.append([])
+        else:
+            found[-1].append(word)
+    return [words for words in found if words]
+
+
+def cut_benches(patch: pytest.MonkeyPatch) -> None:
+    """Benchmarks parse their options as ever, then measure a few rows of a tiny network."""
+    tiny = {"network": "wrn-10-1", "labeled": 4, "unlabeled": 6, "validation": 4, "rounds": 1}
+    for module in (influence, per_example_gradient):
+        parse = module.parse
+        cut = lambda *given, parse=parse, **named: dataclasses.replace(  # noqa: E731
+            parse(*given, **named), **tiny, float64_examples=3, memory=False
+        )
+        patch.setattr(module, "parse", cut)
+    patch.setattr(influence, "ROWS", [("exact", "last_layer"), ("identity", "all")])
+
+
+class _ParsedError(Exception):
+    pass
+
+
+def parse_only(program: Callable[[], object], patch: pytest.MonkeyPatch) -> None:
+    """Run a program as far as its command line is understood."""
+    real = argparse.ArgumentParser.parse_known_args
+
+    def parse_known_args(parser, *given, **named):
+        real(parser, *given, **named)
+        raise _ParsedError
+
+    def parse_args(parser, *given, **named):
+        _, unknown = real(parser, *given, **named)
+        if unknown:
+            parser.error(f"unrecognized arguments: {unknown}")
+        raise _ParsedError
+
+    patch.setattr(argparse.ArgumentParser, "parse_known_args", parse_known_args)
+    patch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
+    with pytest.raises(_ParsedError):
+        program()
+
+
+def write_images(folder: Path, classes: int) -> None:
+    """Small pictures of random pixels: a folder a class, or of no class."""
+    draw = np.random.default_rng(0)
+    for name in [f"class_{i}" for i in range(classes)] or ["."]:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for number in range(20):
+            pixels = draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{number}.png")
+
+
+def write_texts(path: Path) -> None:
+    """A table of text and label, half of the labels empty."""
+    rows = [
+        {"text": f"{word} {word} film number {i}", "label": label if i % 2 else ""}
+        for i in range(40)
+        for word, label in (("good", "positive"), ("bad", "negative"))
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, ["text", "label"])
+        table.writeheader()
+        table.writerows(rows)
+
+
+@pytest.fixture(scope="session")
+def given(tiny_run, image_sets, tiny_bert, tiny_imdb):
+    """What a workshop is furnished with, by name."""
+    return {"tiny_run": tiny_run, "image_sets": image_sets, "tiny_bert": tiny_bert, "tiny_imdb": tiny_imdb}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_commands_and_snippets_work(document, tmp_path, monkeypatch, given):
+    todo = list({(p.kind, p.text): p for p in passages(document)}.values())
+    if not todo:
+        pytest.skip("names no command")
+    workshop = Workshop(tmp_path, monkeypatch, given)
+    failed = []
+    for passage in todo:
+        said = io.StringIO()
+        try:
+            with redirect_stdout(said):
+                workshop.do(passage)
+        except (Exception, SystemExit) as error:
+            failed.append(
+                f"{document}:{passage.line}: {passage.text.strip()}\n  {type(error).__name__}: {error}"
+            )
+    assert not failed, "\n".join(failed)
+
+
+def test_the_demo_is_run_by_ci():
+    assert "make demo\n" in (ROOT / ".ci" / "run").read_text()
+    assert re.search(
+        r"^demo:.*\n\t.*ssl-weighting demo$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE
+    )
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "ssl-weighting fit --config digits_uda --model.inner_step 3",
+        "ssl-weighting fit --config no_such_recipe",
+        "ssl-weighting no_such_command",
+        "ssl-weighting demo --no-such-option",
+        "ssl-weighting study experiments/no_such_study.yaml",
+        "ssl-weighting weights RUN --no-such-option",
+        "python benchmarks/influence_truth.py --no-such-option 3",
+        "python benchmarks/no_such_script.py",
+        "make no-such-target",
+        "docker build -f docker/Dockerfile --build-arg NO_SUCH=1 -t x .",
+        "docker run ssl-weighting:cpu fit --config no_such_recipe",
+        "pip install 'ssl-weighting[no_such_extra]'",
+        "no-such-program",
+    ],
+)
+def test_a_wrong_command_is_noticed(wrong, tmp_path, monkeypatch, given):
+    workshop = Workshop(tmp_path, monkeypatch, given)
+    with pytest.raises((AssertionError, SystemExit, OSError, argparse.ArgumentError)):
+        workshop.do(Passage("command", wrong, 1))

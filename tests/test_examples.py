@@ -1,0 +1,68 @@
+"""Which examples stand out, and how they are shown."""
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from ssl_weighting.data.base import ExampleSet, InMemory
+from ssl_weighting.examples import extremes, on_one_line, pictures
+
+
+def table(weight, influence, updates=None):
+    return pa.table(
+        {
+            "weight": pa.array(weight, pa.float32()),
+            "influence": pa.array(influence, pa.float32()),
+            "updates": [1] * len(weight) if updates is None else updates,
+        }
+    )
+
+
+def test_weight_decides_then_the_last_influence():
+    weights = table([0.0, 2.0, 0.0, 0.5, 2.0], [0.1, -0.1, 0.3, None, -0.2])
+    harmful, helpful = extremes(weights, 2)
+    assert harmful.tolist() == [2, 0]
+    assert helpful.tolist() == [4, 1]
+
+
+def test_no_example_is_in_both_and_none_that_never_moved():
+    weights = table([1.0, 0.9, 1.1, 1.0], [0.0, 0.1, -0.1, None], [1, 1, 1, 0])
+    harmful, helpful = extremes(weights, 10)
+    assert harmful.tolist() == [1, 0]
+    assert helpful.tolist() == [2]
+    assert [len(found) for found in extremes(table([1.0], [None], [0]), 3)] == [0, 0]
+
+
+def test_it_agrees_with_sorting_everything():
+    numbers = np.random.default_rng(0)
+    weight = numbers.integers(0, 5, 1000) / 2
+    influence = numbers.normal(size=1000)
+    harmful, helpful = extremes(table(weight, influence), 50)
+    order = sorted(range(1000), key=lambda i: (weight[i], -np.float32(influence[i])))
+    assert harmful.tolist() == order[:50]
+    assert helpful.tolist() == order[::-1][:50]
+
+
+class Data:
+    def __init__(self, inputs):
+        labels = torch.zeros(len(inputs), dtype=torch.int64)
+        self.sets = {"unlabeled": ExampleSet(InMemory(inputs, labels), torch.arange(len(inputs)), labels)}
+
+    def prepare(self, raw):
+        return raw.float() / 255 if raw.dtype == torch.uint8 else raw
+
+
+def test_pictures():
+    images = torch.randint(0, 256, (3, 3, 8, 8), dtype=torch.uint8)
+    shown = pictures(Data(images), np.array([2, 0]))
+    assert torch.equal(shown[0], images[2])
+    assert torch.equal(shown[1], images[0])
+    large = pictures(Data(torch.full((1, 3, 400, 200), 77, dtype=torch.uint8)), np.array([0]))
+    assert large[0].shape == (3, 160, 80)
+    assert (large[0] == 77).all()
+    assert pictures(Data(torch.randn(4, 2)), np.array([0])) is None, "points of the plane are no images"
+
+
+def test_control_characters_do_not_reach_a_terminal():
+    assert on_one_line("a\x1b[31mred\nb\t c\u202e", 20) == "a [31mred b c"
+    assert on_one_line("x" * 9, 5) == "xxxx…"

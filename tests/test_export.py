@@ -1,0 +1,83 @@
+"""ssl-weighting weights: lists, exports and cleaned pools."""
+
+import csv
+
+import pyarrow.parquet as pq
+import pytest
+
+from ssl_weighting import export
+from ssl_weighting.cli import main
+from ssl_weighting.runs import Run
+
+
+def test_it_lists_the_extremes(tiny_run, capsys):
+    assert main(["weights", str(tiny_run), "--top", "3"]) == 0
+    said = capsys.readouterr().out
+    weights = Run(tiny_run).weights["weight"].to_numpy()
+    assert "most harmful" in said
+    assert f"{weights.min():.3f}" in said
+    assert f"{weights.max():.3f}" in said
+    assert said.count("row ") == 6
+
+
+def test_export_of_everything(tiny_run, tmp_path):
+    assert main(["weights", str(tiny_run), "--top", "0", "--export", str(tmp_path / "a.parquet")]) == 0
+    assert main(["weights", str(tiny_run), "--top", "0", "--export", str(tmp_path / "a.csv")]) == 0
+    table = pq.read_table(tmp_path / "a.parquet").to_pydict()
+    run = Run(tiny_run)
+    assert table["index"] == run.weights["index"].to_pylist()
+    assert table["weight"] == run.weights["weight"].to_pylist()
+    assert table["example"][5] == f"row {table['index'][5]}"
+    assert table["label"] == [str(label) for label in run.weights["label"].to_pylist()]
+    assert [g is None for g in table["pseudo_label"]] == [
+        g is None for g in run.weights["pseudo_label"].to_pylist()
+    ]
+    with open(tmp_path / "a.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["index"]) for row in rows] == table["index"]
+
+
+def test_a_cleaned_pool_keeps_what_is_at_or_above_the_threshold(tiny_run, tmp_path, capsys):
+    weights = Run(tiny_run).weights["weight"].to_pylist()
+    threshold = sorted(weights)[10]
+    clean = ["weights", str(tiny_run), "--top", "0", "--clean"]
+    assert main([*clean, str(tmp_path / "kept.parquet"), "--threshold", str(threshold)]) == 0
+    kept = pq.read_table(tmp_path / "kept.parquet").to_pydict()
+    assert kept["weight"] == [w for w in weights if w >= threshold]
+    assert 0 < len(kept["weight"]) < len(weights)
+    assert main([*clean, str(tmp_path / "default.csv")]) == 0
+    assert "weight ≥ 0.5 (half the initial weight 1)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["--export", "--clean"])
+def test_nothing_is_overwritten(tiny_run, tmp_path, capsys, option):
+    there = tmp_path / "there.csv"
+    there.write_text("mine")
+    assert main(["weights", str(tiny_run), option, str(there)]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert there.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--export", "a.xlsx"], "end it in .csv or .parquet"),
+        (["--export", "no/such/folder/a.csv"], "is no folder"),
+        (["--top", "-1"], "--top=-1"),
+        (["--threshold", "1"], "give --clean FILE too"),
+    ],
+)
+def test_bad_input(tiny_run, tmp_path, monkeypatch, capsys, arguments, expected):
+    monkeypatch.chdir(tmp_path)
+    assert main(["weights", str(tiny_run), *arguments]) == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_hostile_texts_are_no_markup(tiny_run, capsys, monkeypatch):
+    monkeypatch.setattr(
+        export, "descriptions", lambda data, positions: ["[red]x[/blue]\x1b[2Jy"] * len(positions)
+    )
+    assert main(["weights", str(tiny_run), "--top", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "[red]x[/blue]" in said
+    assert "\x1b[2J" not in said
