@@ -120,9 +120,11 @@ def trial(
                 counts["failed"] += 1
                 print(f"{recipe}: a run ended with status {status}; see {log}", flush=True)
             else:
-                counts["different"] += differences(whole, killed)
+                found = differences(whole, killed)
+                counts["different"] += found
                 counts["ended"] += 1
-                shutil.rmtree(killed)
+                if not found:
+                    shutil.rmtree(killed)
             killed = root / f"killed{counts['ended'] + counts['failed']}"
         kept.write_text(json.dumps(counts))
         print(counts, flush=True)

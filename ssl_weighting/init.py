@@ -210,9 +210,10 @@ def _image_backbone(choice: Choice, pretrained: bool, device: str) -> Backbone:
         choice.backbone = ("WideResNet", {"batchnorm_momentum": 0.1})
         choice.note("network", "WRN-28-2", "the semi-supervised papers' network, on a GPU")
         return WideResNet(batchnorm_momentum=0.1)
-    choice.backbone = ("SmallConvNet", {})
+    channels = (16, 32, 64)
+    choice.backbone = ("SmallConvNet", {"channels": channels})
     choice.note("network", "SmallConvNet", "trains from scratch in minutes on a CPU")
-    return SmallConvNet()
+    return SmallConvNet(channels=channels)
 
 
 def _image_recipe(choice: Choice, module: SSLData, split: Path, sizes: dict[str, int]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
-from torch.distributed import DistError, TCPStore
+from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
 from ssl_weighting.errors import LocalError, PeerError, UserError
 from ssl_weighting.files import unwritable
@@ -33,6 +33,11 @@ PEER_LOST = (
 )
 
 
+def is_first_process() -> bool:
+    """Whether this is the only process of its run or, by the environment that started it, the first of several."""
+    return bool(rank_zero_only.rank == 0)  # type: ignore[attr-defined]
+
+
 def agreed(name: str, decide: Callable[[], str]) -> str:
     """What the first process decides; the others are told.
 
@@ -50,7 +55,7 @@ def agreed(name: str, decide: Callable[[], str]) -> str:
     if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
         store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
         key = f"{variable}_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
-    if rank_zero_only.rank == 0:
+    if is_first_process():
         os.environ[variable] = decided = decide()
         if store is not None:
             store.set(key, decided)

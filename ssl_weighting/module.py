@@ -242,7 +242,7 @@ class SSLModule(LightningModule):
         norms = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         running = [b for m in norms for b in (m.running_mean, m.running_var) if b is not None]
         if running:
-            means = averaged(torch.cat(running)).split([len(b) for b in running])
+            means = torch.split(averaged(torch.cat(running)), [len(b) for b in running])
             torch._foreach_copy_(running, list(means))
 
     def _about_to_be_made(self, optimizer: Optimizer, objective: Objective) -> ThetaStep:
@@ -571,7 +571,8 @@ class SSLModule(LightningModule):
             wrong, loss, count = self.trainer.strategy.reduce(sums, reduce_op="sum")
             values |= {f"{name}/error": wrong / count, f"{name}/loss": loss / count}
         self._evaluated = {}
-        self.log_dict(values, logger=False, sync_dist=process_count() > 1)  # for callbacks and for what trainer.test returns
+        # For callbacks and for what trainer.test returns.
+        self.log_dict(values, logger=False, sync_dist=process_count() > 1)
         self._log_now(values)
 
     # ---- logs ---------------------------------------------------------------------------------------------

@@ -21,7 +21,6 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 # The packages of plug-ins, whole: jsonargparse finds a class by its short name once it is imported.
@@ -44,7 +43,7 @@ from ssl_weighting.data import SSLData
 from ssl_weighting.errors import UserError
 from ssl_weighting.files import whole_file
 from ssl_weighting.influence import Influence
-from ssl_weighting.launch import agreed, check_strategy, explained, locked
+from ssl_weighting.launch import agreed, check_strategy, explained, is_first_process, locked
 from ssl_weighting.module import SSLModule, check_precision
 from ssl_weighting.recipes import find_recipe
 from ssl_weighting.redact import without_secrets
@@ -229,7 +228,7 @@ class CLI(LightningCLI):
         else:
             self.directory = Path(checkpoint).resolve().parent
         self.kept.directory = self.directory
-        if self.subcommand == "fit" and rank_zero_only.rank == 0:
+        if self.subcommand == "fit" and is_first_process():
             self.kept.lock = locked(self.directory)
         if self.subcommand == "fit":
             self.configuration = self._configuration()  # before this run's folder gets into it
@@ -244,14 +243,14 @@ class CLI(LightningCLI):
         if self.subcommand == "fit":
             (run_files,) = (callback for callback in callbacks if isinstance(callback, RunFiles))
             run_files.directory, run_files.configuration = self.directory, self.configuration
-            boundary = DecisionBoundary(self.directory)  # before RunFiles: a checkpoint holds its frame
             callbacks = [
-                boundary,
-                *callbacks,
+                *(callback for callback in callbacks if callback is not run_files),
+                DecisionBoundary(self.directory),
                 WeightHistogram(self.directory),
                 PoolQuality(),
                 Timing(self.directory),
                 WandbDashboard(self.recipe, self.configuration),
+                run_files,  # the last: where there is a checkpoint, what the others write at that step is there
             ]
             loggers = [*loggers, MetricsCsv(self.directory / "metrics.csv")]
         if config.get("enable_progress_bar") is not False:
@@ -284,10 +283,10 @@ class CLI(LightningCLI):
         self.trainer.validate(self.model, self.datamodule, verbose=False)
         if self.datamodule.has_test:
             self.trainer.test(self.model, self.datamodule, verbose=False)
-        known = self.model.known(self.model.sampled())
+        weights, happened = self.model.known(self.model.sampled())
         if self.trainer.is_global_zero:
             page = write_page(Run(self.directory), self.datamodule)
-            print_summary(self.model, *known, self.directory, page)
+            print_summary(self.model, weights, happened, self.directory, page)
         finish_wandb_runs(self.trainer)
 
     def test(self, **arguments: Any) -> None:

@@ -44,15 +44,18 @@ def finished(tmp_path_factory):
 
 
 def test_a_run_leaves_what_the_architecture_says(finished):
-    assert {p.name for p in finished.iterdir()} == {
+    assert {p.name for p in finished.iterdir()} >= {
         "config.yaml",
         "split.json",
         "metrics.csv",
         "checkpoints",
         "weights.parquet",
         "weights.png",
+        "weights_history.csv",
+        "timing.json",
+        "report.html",
     }
-    assert [p.name for p in (finished / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert {p.name for p in (finished / "checkpoints").iterdir()} == {"last.ckpt", "previous.ckpt"}
     rows = list(csv.DictReader((finished / "metrics.csv").open()))
     steps = [int(row["step"]) for row in rows]
     assert steps == sorted(steps)

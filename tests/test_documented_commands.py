@@ -25,11 +25,12 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import yaml
+from lightning.pytorch.cli import LightningCLI
 from markdown_it import MarkdownIt
 from PIL import Image
 
 from ssl_weighting.bench import influence, per_example_gradient
-from ssl_weighting.cli import main
+from ssl_weighting.cli import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted(
@@ -45,6 +46,7 @@ LOOKED_AT = {
     "docker/smoke.sh": "needs an engine: it has to be there",
     "pip": "changes the environment that the tests run in: the extras have to exist",
     "python": "the scripts behind the figures take minutes to hours: their own parser has to accept the options",
+    "torchrun": "starts processes: what it starts is run in this one, without the others",
     "cd": "changes a shell",
     ".": "changes a shell",
 }
@@ -56,6 +58,7 @@ ONLY_PARSED = {
     "paraphrase": "needs two translation models",
 }
 
+NAMES = {*COMMANDS, *LightningCLI.subcommands()}
 BUDGET = [
     *("--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--trainer.log_every_n_steps", "1"),
     *("--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.strategy", "auto"),
@@ -88,7 +91,7 @@ SMALL_TEXTS = [
 
 
 class Passage(NamedTuple):
-    """A command, or a snippet of ``python`` or ``yaml``, and where it stands."""
+    """A command, the mere name of one, or a snippet of ``python`` or ``yaml``; and where it stands."""
 
     kind: str
     text: str
@@ -108,7 +111,9 @@ def passages(document: str) -> list[Passage]:
             found += [Passage("command", text, line) for text in commands(token.content, language)]
         for child in token.children or ():
             if child.type == "code_inline" and is_command(child.content) and " " in child.content:
-                found.append(Passage("command", child.content, line))
+                text = child.content.replace(" …", "")
+                named = re.fullmatch(r"(ssl-weighting|python) [\w/][\w./-]*", text)
+                found.append(Passage("name" if named else "command", text, line))
     return found
 
 
@@ -137,11 +142,14 @@ class Workshop:
         monkeypatch.syspath_prepend(str(folder))
         monkeypatch.setenv("WANDB_MODE", "offline")
         monkeypatch.setenv("WANDB_SILENT", "true")
-        shutil.copytree(given["tiny_run"], folder / "RUN")
+        for seed, name in enumerate(("RUN", "RUN_2")):
+            shutil.copytree(given["tiny_run"], folder / name)
+            config = folder / name / "config.yaml"
+            config.write_text(config.read_text().replace("seed_everything: 0", f"seed_everything: {seed}"))
         for name in ("data", "benchmarks/results"):
             (folder / name).mkdir(parents=True)
         for name in ("DIR", "data/cifar10", "data/svhn"):
-            (folder / name).symlink_to(given["image_sets"])
+            shutil.copytree(given["image_sets"], folder / name)
         for name in ("tiny_bert", "tiny_imdb"):
             (folder / name).symlink_to(given[name])
         for name in ("NAME", "RECIPE"):
@@ -152,6 +160,9 @@ class Workshop:
             self.run_python(passage.text)
         elif passage.kind == "yaml":
             self.run_yaml(passage)
+        elif passage.kind == "name":
+            program, name = passage.text.split()
+            assert (ROOT / name).is_file() if program == "python" else name in NAMES
         else:
             for words in simple_commands(passage.text):
                 self.run(words)
@@ -181,7 +192,10 @@ class Workshop:
         assert status == 0
 
     def supplied(self, words: list[str]) -> list[str]:
-        """Make the data that `init` is told of, whatever its name; encoders are the tiny one."""
+        """Make the data that `init` is told of, whatever its name; encoders are the tiny one. A second RUN is another."""
+        if words.count("RUN") == 2:
+            second = words.index("RUN", words.index("RUN") + 1)
+            words = [*words[:second], "RUN_2", *words[second + 1 :]]
         if words[0] != "init":
             return words
         for option, value in pairwise(words):
@@ -218,6 +232,9 @@ class Workshop:
                 patch.setattr(sys, "argv", [str(script), *words[1:]])
                 patch.syspath_prepend(str(script.parent))
                 parse_only(lambda: runpy.run_path(str(script), run_name="__main__"), patch)
+
+    def torchrun(self, words: list[str]) -> None:
+        self.python(words[words.index("-m") :])
 
     def make(self, words: list[str]) -> None:
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
@@ -293,6 +310,7 @@ PROGRAMS = {
     "docker/smoke.sh": Workshop.smoke,
     "pip": Workshop.pip,
     "mkdir": Workshop.mkdir,
+    "torchrun": Workshop.torchrun,
     "cd": Workshop.nothing,
     ".": Workshop.nothing,
 }

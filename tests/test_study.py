@@ -27,7 +27,7 @@ TINY = {
     "model.warmup_steps": 1,
     "model.update_masked": True,
     "data.unlabeled_batch_size": 16,
-    "checkpoint.every_steps": 2,
+    "checkpoint.every_steps": 6,
 }
 STUDY = {
     "recipe": "digits_uda",

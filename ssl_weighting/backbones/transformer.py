@@ -81,13 +81,14 @@ class Transformer(Backbone):
         sizes = buckets(host, self.max_buckets)
         parts, start = [], 0
         for size in sizes:
-            rows, longest = order[start : start + size], int(host[start + size - 1])
-            parts.append(self._features(pytree.tree_map(lambda x: x[rows, :longest], inputs)))  # noqa: B023
+            rows, shortest, longest = order[start : start + size], host[start], host[start + size - 1]
+            part = pytree.tree_map(lambda x: x[rows, :longest], inputs)  # noqa: B023
+            parts.append(self._features(part, padded=shortest < longest))
             start += size
         return torch.cat(parts)[order.argsort()]
 
-    def _features(self, inputs: Inputs) -> Tensor:
-        arguments = {"attention_mask": inputs["attention_mask"]}
+    def _features(self, inputs: Inputs, padded: bool = True) -> Tensor:
+        arguments = {"attention_mask": inputs["attention_mask"]} if padded else {}
         if "shift" in inputs:
             embeddings = self.encoder.get_input_embeddings()(inputs["input_ids"])
             arguments["inputs_embeds"] = embeddings + inputs["shift"]

@@ -47,7 +47,7 @@ class RunFiles(Callback):
         self.every_minutes, self.every_steps = every_minutes, every_steps
         self.directory: Path | None = None
         self.configuration = ""
-        self._saved_at, self._rows = 0.0, 0
+        self._saved_at = 0.0
         self._metrics: list[MetricsCsv] = []
         self._asked_to_stop = 0
 
@@ -62,13 +62,12 @@ class RunFiles(Callback):
         return {"rows": self._metrics[0].length if self._metrics else 0}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
-        self._rows = int(state_dict["rows"])
+        """Go on from a checkpoint, even of a run that has nothing left to train: forget what came after it."""
+        for logger in self._metrics:
+            logger.keep(int(state_dict["rows"]))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the split, and a first checkpoint so that the run can be resumed from here on."""
-        for logger in self._metrics:
-            logger.keep(self._rows)
         if self.directory is not None and threading.current_thread() is threading.main_thread():
             self._asked_to_stop = signal.SIGTERM if trainer.received_sigterm else 0
             # In the place of Lightning's, which starts a collective wherever the signal comes; Lightning puts back
@@ -87,8 +86,8 @@ class RunFiles(Callback):
     ) -> None:
         """Write a checkpoint when it is time, and stop when that was asked for."""
         assert isinstance(pl_module, SSLModule)
-        if (batch_idx + 1) % pl_module.accumulate:
-            return
+        if (batch_idx + 1) % pl_module.accumulate or trainer.global_step >= trainer.max_steps:
+            return  # after the last step an evaluation comes first
         due = time.monotonic() - self._saved_at > 60 * self.every_minutes
         asked = self._asked_to_stop
         if trainer.world_size > 1:
@@ -106,7 +105,7 @@ class RunFiles(Callback):
             raise SystemExit(128 + asked)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the last checkpoint, and all weights."""
+        """Write all weights, and the last checkpoint: a resumed run does not come here again."""
         self._save(trainer, pl_module, last=True)
 
     def _save(self, trainer: Trainer, pl_module: LightningModule, last: bool = False) -> None:
@@ -114,6 +113,8 @@ class RunFiles(Callback):
         directory, step, file = self.directory, trainer.global_step, pl_module.weights.file
         if directory is None:
             return
+        if last or pl_module.weight_storage == "memory":
+            write_weights(pl_module, directory / "weights.parquet")
         if trainer.is_global_zero:
             (directory / "checkpoints").mkdir(exist_ok=True)
             if not (directory / "config.yaml").exists():
@@ -135,8 +136,6 @@ class RunFiles(Callback):
         if file is not None:
             trainer.strategy.barrier("weights.rows")
             file.forget(step)
-        if last or pl_module.weight_storage == "memory":
-            write_weights(pl_module, directory / "weights.parquet")
         self._saved_at = time.monotonic()
 
 
@@ -164,7 +163,7 @@ CHUNK = 2**20
 
 def write_weights(module: SSLModule, path: Path) -> None:
     """:func:`weights_table` of all unlabelled examples. Every process must call this; the first one writes."""
-    chunks = torch.arange(module.weights.size).split(CHUNK)
+    chunks = torch.split(torch.arange(module.weights.size), CHUNK)
     if not module.trainer.is_global_zero:
         for positions in chunks:
             module.known(positions)

@@ -33,20 +33,18 @@ class WeightHistogram(Callback):
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.history = MetricsCsv(directory / "weights_history.csv")
-        self._rows = 0
 
     def state_dict(self) -> dict[str, int]:
         """How long the history is at a checkpoint."""
         return {"rows": self.history.length}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
-        self._rows = int(state_dict["rows"])
+        """Go on from a checkpoint: forget what came after it."""
+        self.history.keep(int(state_dict["rows"]))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log Λ as it begins; after a resume drop what lies beyond the checkpoint."""
-        self.history.keep(self._rows)
-        if not self._rows:
+        """Log Λ as it begins."""
+        if not self.history.length:
             self._log(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

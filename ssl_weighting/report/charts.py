@@ -204,8 +204,11 @@ def histogram(groups: Mapping[str, np.ndarray], css: Sequence[str], title: str, 
         x_label: Under the axis.
     """
     everything = np.concatenate(list(groups.values()))
-    edges = np.histogram_bin_edges(everything, 40)
-    shares = {name: np.histogram(v, edges)[0] / max(len(v), 1) for name, v in groups.items()}
+    high = float(
+        np.quantile(everything, 0.999)
+    )  # few outliers would squeeze the rest; they count in the last bin
+    edges = np.histogram_bin_edges(everything.clip(max=high), 40)
+    shares = {name: np.histogram(v.clip(max=high), edges)[0] / max(len(v), 1) for name, v in groups.items()}
     top = max(float(s.max()) for s in shares.values())
     axes = Axes((float(edges[0]), float(edges[-1])), (0, 1.05 * top), x_label, "share of the group", title)
     for share, colour in zip(shares.values(), css, strict=True):

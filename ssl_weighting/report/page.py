@@ -268,7 +268,7 @@ def _weight_charts(run: Run, groups: dict[str, np.ndarray]) -> list[tuple[str, s
         charts.append(
             (
                 "Weights over training",
-                "Darker: more examples. The line is the mean.",
+                "The stronger the colour, the more examples. The line is the mean.",
                 _history_chart(history, run.metrics.get("weights/mean")),
             )
         )
@@ -289,7 +289,7 @@ def _weight_charts(run: Run, groups: dict[str, np.ndarray]) -> list[tuple[str, s
         charts.append(
             (
                 "Weight against confidence",
-                "Darker: more examples. The line is their mean weight.",
+                "The stronger the colour, the more examples. The line is their mean weight.",
                 _confidence_chart(confidence[seen], weight[seen]),
             )
         )
@@ -406,7 +406,7 @@ def _cards(
 
 def short_or_none(value: float | None) -> str:
     """A number, or a dash."""
-    return "-" if value is None else short(float(f"{value:.3g}"))
+    return "-" if value is None else short(float(f"{value:.2g}"))
 
 
 def _class(names: list[str], number: int) -> str:

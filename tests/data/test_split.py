@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssl_weighting.data import make_split, read_split, write_split
+from ssl_weighting.data.split import validation_shares
 from ssl_weighting.errors import UserError
 
 NAMES = ["ant", "bee", "cow", "dog"]
@@ -214,3 +215,54 @@ def test_file_of_other_data_is_refused(tmp_path, name, checksum):
     with pytest.raises(UserError, match="made for toy") as error:
         read_split(path, name, checksum)
     one_line(error)
+
+
+# ---- all labels that there are ----
+
+
+def labels_of_sizes(*sizes, pool=10):
+    return torch.cat([torch.full((n,), c) for c, n in enumerate(sizes)] + [torch.full((pool,), -1)])
+
+
+def test_all_labels_are_used_and_a_share_of_every_class_validates():
+    labels = labels_of_sizes(100, 12, 5, 1)
+    split = split_of(labels, num_labeled=None, num_validation=None)
+    assert labels[split.validation].bincount(minlength=4).tolist() == [30, 4, 2, 0]
+    assert labels[split.labeled].bincount(minlength=4).tolist() == [70, 8, 3, 1]
+    assert len(split.unlabeled) == 82 + 10
+
+
+def test_large_validation_shares_are_capped_at_the_papers_number():
+    counts = torch.tensor([20_000, 400, 8])
+    shares = validation_shares(counts)
+    assert shares.sum() <= 1024
+    assert shares[0] > 900
+    assert shares.min() >= 1
+
+
+@given(
+    st.lists(st.integers(1, 40), min_size=4, max_size=4),
+    st.one_of(st.none(), st.integers(4, 30)),
+    st.one_of(st.none(), st.integers(1, 30)),
+)
+@settings(deadline=None, max_examples=60)
+def test_left_out_numbers_fill_up_with_what_there_is(sizes, num_labeled, num_validation):
+    labels = labels_of_sizes(*sizes)
+    try:
+        split = split_of(labels, num_labeled=num_labeled, num_validation=num_validation)
+    except UserError:
+        least = 4 if num_labeled is None else num_labeled
+        too_few = sum(sizes) < least + (num_validation or 1)
+        assert too_few or num_labeled is not None  # a class that would get no label
+        return
+    labeled, validation = set(split.labeled.tolist()), set(split.validation.tolist())
+    assert not labeled & validation
+    assert labels[split.labeled].unique().tolist() == [0, 1, 2, 3]
+    assert len(labeled) == num_labeled or (num_labeled is None and len(labeled | validation) == sum(sizes))
+    assert len(validation) == num_validation or (num_validation is None and validation)
+    assert not validation & set(split.unlabeled.tolist())
+
+
+def test_no_pool_is_said():
+    with pytest.raises(UserError, match=r"data\.num_labeled=null: every example of toy has a label"):
+        split_of(labels_of_sizes(9, 9, 9, 9, pool=0), num_labeled=None)

@@ -1,0 +1,169 @@
+"""`init`: from somebody's data to a recipe and a split that run as they are."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from ssl_weighting import init
+from ssl_weighting.cli import main
+from ssl_weighting.data import read_split
+from ssl_weighting.data.images import Images
+
+BUDGET = [
+    *("--trainer.max_steps", "4", "--trainer.val_check_interval", "2", "--trainer.accelerator", "cpu"),
+    *("--model.warmup_steps", "1", "--data.unlabeled_batch_size", "8", "--data.labeled_batch_size", "4"),
+]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(init, "_pretrained_weights", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    return tmp_path
+
+
+def images(folder, names=("a cat", "dog: brown", "#fish"), each=10, side=20, ending="png"):
+    draw = np.random.default_rng(0)
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        for i in range(each):
+            pixels = draw.integers(0, 256, (side, side + 4, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.{ending}")
+
+
+def recipe(name):
+    return yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+
+
+def test_images_to_predictions_with_two_commands_and_no_edit(here, capsys):
+    images(here / "labelled")
+    images(here / "pool", names=("x",), each=25, ending="webp")
+    images(here / "held out", names=("#fish", "a cat"), each=3)
+    (here / "pool" / "x" / "broken.jpg").write_text("no image")
+    options = ["--images", "labelled", "--unlabelled", "pool", "--test", "held out", "--out", "mine.yaml"]
+    assert main(["init", *options]) == 0
+    said = capsys.readouterr().out
+    for expected in (
+        "SmallConvNet",
+        "broken.jpg",
+        "#fish, a cat, dog: brown",
+        "ssl-weighting fit --config mine.yaml",
+    ):
+        assert expected in said
+    data = recipe("mine.yaml")["data"]["init_args"]
+    module = Images(**{k: v for k, v in data.items() if k != "split"})
+    with pytest.warns(UserWarning, match=r"broken\.jpg"):
+        source = module.load(True)
+    split = read_split(Path(data["split"]), "images", source.checksum())
+    assert (len(split.labeled), len(split.validation), len(split.unlabeled)) == (21, 9, 46)
+    assert data["size"] == 20
+    with pytest.warns(UserWarning, match=r"broken\.jpg"):
+        assert main(["fit", "--config", "mine.yaml", *BUDGET]) == 0
+        assert main(["predict", "--config", "mine.yaml", "--ckpt_path", "last"]) == 0
+    (run,) = Path("runs/mine").iterdir()
+    table = pq.read_table(run / "predictions.parquet").to_pydict()
+    names = ["#fish", "a cat", "dog: brown"]
+    assert list(table) == ["index", "id", "class", "probability", *(f"probability_{name}" for name in names)]
+    assert len(table["id"]) == 6
+    assert all(Path(path).is_file() and "held out" in path for path in table["id"])
+    for i, (name, probability) in enumerate(zip(table["class"], table["probability"], strict=True)):
+        row = {n: table[f"probability_{n}"][i] for n in names}
+        assert max(row, key=row.get) == name
+        assert probability == row[name]
+    with pytest.warns(UserWarning, match=r"broken\.jpg"):
+        assert (
+            main(["predict", "--config", "mine.yaml", "--ckpt_path", "last", "--data.predict_on", "pool"])
+            == 0
+        )
+    assert len(pq.read_table(run / "predictions.parquet")) == 25
+
+
+def test_without_a_pool_some_labels_are_put_aside(here, capsys):
+    images(here / "labelled", names=("0", "1", "10"), each=20)
+    assert main(["init", "--images", "labelled"]) == 0
+    data = recipe("labelled.yaml")["data"]["init_args"]
+    assert (data["num_labeled"], data["flip"]) == (12, True)
+    assert "no pool was given" in re.sub(r"[│\s]+", " ", capsys.readouterr().out)
+    assert main(["fit", "--config", "labelled.yaml", *BUDGET]) == 0
+
+
+def test_characters_are_not_mirrored(here):
+    images(here / "labelled", names=("0", "1", "b"), each=12)
+    assert main(["init", "--images", "labelled"]) == 0
+    assert recipe("labelled.yaml")["data"]["init_args"]["flip"] is False
+
+
+def test_large_images_take_a_pretrained_network_where_there_is_one(here, monkeypatch):
+    images(here / "labelled", names=("a1", "b1"), each=8, side=90)
+    monkeypatch.setattr(init, "_pretrained_weights", lambda: True)
+    monkeypatch.setattr(init, "TorchvisionModel", lambda *_: init.SmallConvNet())  # not its weights
+    assert main(["init", "--images", "labelled"]) == 0
+    written = recipe("labelled.yaml")
+    assert written["model"]["backbone"] == {
+        "class_path": "TorchvisionModel",
+        "init_args": {"name": "resnet18", "weights": "DEFAULT"},
+    }
+    assert written["data"]["init_args"]["normalise_by"] == "imagenet"
+    assert written["data"]["init_args"]["size"] == 64
+
+
+def test_steps_fit_into_the_time(here, monkeypatch):
+    images(here / "labelled", names=("a1", "b1"))
+    for seconds, expected in ((1e-6, init.MOST["cpu"]), (1e6, init.FEWEST), (0.25, 350)):
+        monkeypatch.setattr(init, "_seconds", lambda *_, s=seconds: s)
+        assert main(["init", "--images", "labelled", "--out", f"r{expected}.yaml"]) == 0
+        assert recipe(f"r{expected}.yaml")["trainer"]["max_steps"] == expected
+
+
+def test_texts_to_predictions(here, tiny_bert, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(here / "cache"))
+    rows = [
+        f'"a {word} film, number {i}",{label if i % 2 else ""}'
+        for i in range(20)
+        for word, label in (("good", "up: yes"), ("bad", "down"))
+    ]
+    Path("films.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+    assert main(["init", "--text", "films.csv", "--encoder", str(tiny_bert)]) == 0
+    assert main(["fit", "--config", "films.yaml", *BUDGET]) == 0
+    assert main(["predict", "--config", "films.yaml", "--ckpt_path", "last"]) == 0
+    (run,) = Path("runs/films").iterdir()
+    table = pq.read_table(run / "predictions.parquet").to_pydict()
+    assert set(table["class"]) <= {"up: yes", "down"}
+    assert "a good film, number 0" in table["id"]
+
+
+def test_nothing_is_written_over(here, capsys):
+    images(here / "labelled", names=("a1", "b1"))
+    for name in ("mine.yaml", "mine.split.json"):
+        Path(name).write_text("precious")
+        assert main(["init", "--images", "labelled", "--out", "mine.yaml"]) == 2
+        assert f"{name} is there already" in capsys.readouterr().err
+        assert Path(name).read_text() == "precious"
+        Path(name).unlink()
+    assert not list(here.glob("mine*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--images", "nowhere"], "data.labeled=nowhere: no such folder"),
+        (["--images", "labelled", "--unlabelled", "nowhere"], "data.unlabeled=nowhere: no such folder"),
+        (["--images", "labelled", "--out", "x.txt"], "--out x.txt: must end in .yaml"),
+        (["--images", "labelled", "--out", "no/x.yaml"], "there is no folder"),
+        (["--text", "nowhere.csv"], "--text nowhere.csv: no such file"),
+    ],
+)
+def test_bad_input(here, options, message, capsys):
+    images(here / "labelled", names=("a1", "b1"))
+    assert main(["init", *options]) == 2
+    said = capsys.readouterr().err.strip()
+    assert message in said
+    assert "\n" not in said
+    assert not list(here.glob("*.yaml")) + list(here.glob("*.json"))
