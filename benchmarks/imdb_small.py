@@ -23,7 +23,14 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 ARMS: dict[str, list[str]] = {
-    "supervised": ["--model.algorithm", "Supervised", "--model.weighting", "fixed", "--data.unlabeled_batch_size", "1"],
+    "supervised": [
+        "--model.algorithm",
+        "Supervised",
+        "--model.weighting",
+        "fixed",
+        "--data.unlabeled_batch_size",
+        "1",
+    ],
     "UDA, fixed λ = 1": ["--model.weighting", "fixed"],
     "UDA, per-example λ": ["--model.weighting", "per_example"],
 }
@@ -49,10 +56,19 @@ def run(root: str, encoder: str, steps: int, tested: int, arm: str, seed: int) -
         with open(directory / "metrics.csv", newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
     test, validation = (
-        [row[f"{name}/error"] for row in rows if row.get(f"{name}/error")][-1] for name in ("test", "validation")
+        [row[f"{name}/error"] for row in rows if row.get(f"{name}/error")][-1]
+        for name in ("test", "validation")
     )
     minutes = (time.perf_counter() - began) / 60
-    return [arm, str(seed), str(steps), str(tested), f"{float(test):.4f}", f"{float(validation):.4f}", f"{minutes:.1f}"]
+    return [
+        arm,
+        str(seed),
+        str(steps),
+        str(tested),
+        f"{float(test):.4f}",
+        f"{float(validation):.4f}",
+        f"{minutes:.1f}",
+    ]
 
 
 def table(rows: list[dict[str, str]], seeds: int) -> str:

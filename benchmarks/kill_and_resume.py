@@ -27,6 +27,8 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from ssl_weighting.recipes import find_recipe
+
 RECIPE_OVERRIDES = {  # so short that a hundred of them fit into an hour
     "demo": "--trainer.max_steps 60 --trainer.val_check_interval 25 --model.warmup_steps 5",
     "cifar10_uda": "--trainer.max_steps 24 --trainer.val_check_interval 10 --model.warmup_steps 3 --model.inner_steps 2 "
@@ -154,10 +156,14 @@ def main() -> int:
     print(f"folder: {root}", flush=True)
     moments = random.Random(options.seed + time.time_ns() if options.folder else options.seed)
     results = []
+    root.mkdir(parents=True, exist_ok=True)
     for recipe, kills in zip(options.recipe, options.kills, strict=True):
+        kept = root / f"{recipe}.yaml"  # as it is now, should the recipe change meanwhile
+        if not kept.exists():
+            shutil.copy(find_recipe(recipe), kept)
         overrides = [*RECIPE_OVERRIDES.get(recipe, "").split(), *given]
         folder = root / f"{recipe}_{options.devices}x{options.workers}"
-        results.append(trial(recipe, kills, overrides, folder, moments))
+        results.append(trial(str(kept), kills, overrides, folder, moments))
         results[-1] |= {"devices": options.devices, "workers": options.workers}
     if options.json:
         options.json.write_text(json.dumps(results, indent=1) + "\n")

@@ -44,7 +44,7 @@ def measure(size: int, steps: int, folder: Path, filled: bool, storage: str) -> 
     """Median seconds of a step, and of a checkpoint of the rows of ``BETWEEN`` steps."""
     path = folder / "weights.rows"
     began = time.perf_counter()
-    file = RowFile(path, size, row_defaults(1.0)) if storage == "mapped" else None
+    file = RowFile(path, size, row_defaults(1.0)) if storage == "disk" else None
     if filled and file is not None:
         fill(path, size)
     made = time.perf_counter() - began
@@ -99,12 +99,12 @@ def main() -> int:
     torch.set_num_threads(1)
     rows = []
     for size in map(int, options.sizes.split(",")):
-        for storage in ("mapped", *(("memory",) if options.memory and size <= 10**8 else ())):
+        for storage in ("disk", *(("memory",) if options.memory and size <= 10**8 else ())):
             folder = Path(tempfile.mkdtemp(dir=options.folder, prefix="large_weights_"))
             rows.append(measure(size, options.steps, folder, options.fill, storage))
             shutil.rmtree(folder)
             print(rows[-1], flush=True)
-    mapped = [row["cpu_seconds_per_step"] for row in rows if row["storage"] == "mapped"]
+    mapped = [row["cpu_seconds_per_step"] for row in rows if row["storage"] == "disk"]
     print(f"a step with the most examples against one with the fewest: {mapped[-1] / mapped[0]:.2f}")
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")

@@ -82,7 +82,7 @@ MODEL: Options = {
     "bias_correction": ["global", "per_example"],
     "weight_init": [1.0, 0.0, 5.0, -1.0, NAN, INFINITY],
     "weight_bounds": [(0.0, INFINITY), (0.0, 2.0), (2.0, 0.0), (-1.0, 1.0), (NAN, 1.0)],
-    "weight_storage": ["memory", "sharded", "mapped"],
+    "weight_storage": ["memory", "sharded", "disk"],
     "nonfinite": ["stop", "skip"],
     "update_masked": [False, True],
     "influence_batchnorm": ["eval", "train"],

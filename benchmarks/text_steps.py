@@ -9,8 +9,8 @@ pass, torch's AdamW, gradients clipped. `equal work` runs the targets without a 
 code` has them in the joint pass. Both have their texts tokenised and their words replaced beforehand; the project's step
 is the trainer's own and does all that within its time. Tokens are those of the reviews, padding not counted. On a CPU,
 time is the process's own in one thread, which other loads on the machine change little. `--random base` takes a random
-encoder of BERT-base's size with the tokenizer of FOLDER. Also printed: what the Λ step takes, the share of padding with and
-without groups of equal length, memory on a GPU, and how long the recipe of 10,000 steps would take.
+encoder of BERT-base's size with the tokenizer of FOLDER. Also printed: what the Λ step takes, the share of padding
+with and without groups of equal length, memory on a GPU, and how long the recipe of 10,000 steps would take.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ class Plain:
     def __init__(self, encoder: str, device: str, precision: torch.dtype | None) -> None:
         from transformers import AutoModelForSequenceClassification
 
-        self.model = AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=2).to(device).train()
+        self.model = (
+            AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=2).to(device).train()
+        )
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=2e-5)
         self.device, self.precision = device, precision
 
@@ -93,7 +95,12 @@ class Watch(Callback):
 
     def __init__(self, plain: Plain, device: str) -> None:
         self.plain, self.device = plain, device
-        self.seconds: dict[str, list[float]] = {"ours": [], "equal work": [], "as UDA's code": [], "Λ step": []}
+        self.seconds: dict[str, list[float]] = {
+            "ours": [],
+            "equal work": [],
+            "as UDA's code": [],
+            "Λ step": [],
+        }
         self.tokens: list[int] = []
         self.positions: list[int] = []
         self.grouped: list[int] = []
@@ -198,12 +205,16 @@ def measure(options: argparse.Namespace, encoder: str) -> dict[str, Any]:
         use_distributed_sampler=False,
     )
     trainer.fit(module, data)
-    median = {name: statistics.median(values[1:]) for name, values in watch.seconds.items()}  # the first warms up
+    median = {
+        name: statistics.median(values[1:]) for name, values in watch.seconds.items()
+    }  # the first warms up
     tokens = statistics.median(watch.tokens[1:])
     hours = (STEPS * median["ours"] + (STEPS - WARMUP) / INNER_STEPS * median["Λ step"]) / 3600
     return {
         "seconds": {name: round(value, 4) for name, value in median.items()},
-        "tokens_per_second": {name: round(tokens / value) for name, value in median.items() if name != "Λ step"},
+        "tokens_per_second": {
+            name: round(tokens / value) for name, value in median.items() if name != "Λ step"
+        },
         "against_equal_work": round(median["equal work"] / median["ours"], 3),
         "against_uda_code": round(median["as UDA's code"] / median["ours"], 3),
         "padding_together": round(1 - sum(watch.tokens) / sum(watch.positions), 4),
@@ -241,7 +252,13 @@ def main() -> None:
         result = measure(options, encoder)
     device = "CPU, 1 thread" if options.device == "cpu" else torch.cuda.get_device_name()
     settings = {k: v for k, v in vars(options).items() if k not in ("json", "root", "encoder")}
-    record = {"device": device, "torch": torch.__version__, "load_average": os.getloadavg(), **settings, **result}
+    record = {
+        "device": device,
+        "torch": torch.__version__,
+        "load_average": os.getloadavg(),
+        **settings,
+        **result,
+    }
     print(json.dumps(record, indent=1))
     if options.json:
         options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

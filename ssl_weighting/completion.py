@@ -89,7 +89,9 @@ def _arguments(cls: type) -> dict[str, list[str] | None]:
     """Arguments of a class and its parents."""
     found: dict[str, list[str] | None] = {}
     for part in reversed(cls.__mro__[:-1]):
-        if "__init__" not in vars(part) or not part.__module__.startswith(("ssl_weighting", Trainer.__module__)):
+        if "__init__" not in vars(part) or not part.__module__.startswith(
+            ("ssl_weighting", Trainer.__module__)
+        ):
             continue
         hints: dict[str, Any] = get_type_hints(part.__init__)  # type: ignore[misc]
         for name, parameter in inspect.signature(part).parameters.items():

@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     console = Console(soft_wrap=True)
     console.print(
-        "Digits 0 to 4 are known, with 10 labels in all. Half of the unlabelled pool shows 5 to 9, which belong to no "
+        "Digits 5 to 9 are known, with 10 labels in all. Half of the unlabelled pool shows 0 to 4, which belong to no "
         "class.\nThree ways to use that pool, on the same splits:\n"
     )
     started = time.monotonic()

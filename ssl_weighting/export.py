@@ -84,8 +84,8 @@ def main(argv: list[str]) -> int:
 def export_table(run: Run, data: SSLData) -> pa.Table:
     """All unlabelled examples with path or text.
 
-    Columns: ``index``, row in the data set; ``path``, ``text`` or, for other data, ``example``; ``weight``; ``updates``; ``influence``;
-    ``pseudo_label``, the class by name; ``confidence``; ``label``, by name, null where unknown.
+    Columns: ``index``, row in the data set; ``path``, ``text`` or, for other data, ``example``; ``weight``; ``updates``;
+    ``influence``; ``pseudo_label``, the class by name; ``confidence``; ``label``, by name, null where unknown.
 
     Args:
         run: The run.

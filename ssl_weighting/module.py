@@ -38,7 +38,7 @@ from ssl_weighting.weights import ExampleRecord, ExampleWeights, Happened, row_d
 
 OptimizerCallable = Callable[[Iterable], Optimizer]
 Weighting = Literal["per_example", "single", "fixed"]
-Storage = Literal["memory", "sharded", "mapped"]
+Storage = Literal["memory", "sharded", "disk"]
 
 SAMPLE = 2**20
 """Most unlabelled examples that statistics look at: of more, an even sample is taken."""
@@ -72,7 +72,7 @@ class SSLModule(LightningModule):
         update_masked: Also move examples whose loss is masked out in the batch, by the influence that they would
             have unmasked. The paper's Alg. 2 leaves them, the authors' code moves them.
         weight_storage: Where Λ, M-Adam's moments and the record of each example are kept. ``memory``: whole, with every
-            process. ``sharded``: divided among the processes. ``mapped``: in a file ``weights.rows`` in the run's
+            process. ``sharded``: divided among the processes. ``disk``: in a file ``weights.rows`` in the run's
             folder, of which only the rows of a batch are read. The numbers are the same.
         nonfinite: ``stop`` with an error at a loss or influence that is NaN or infinite, or ``skip`` that θ or Λ
             step and go on; skipped steps are counted in ``train/skipped``. Skipping waits for the device every step.
@@ -137,9 +137,9 @@ class SSLModule(LightningModule):
         _require("model.weight_init", weight_init, low <= weight_init <= high, f"must lie in [{low}, {high}]")
         if clip_norm is not None:
             _require("model.clip_norm", clip_norm, clip_norm > 0, "must be above 0; null for no clipping")
-        if weight_storage == "mapped" and weight_optimizer == "adam":
+        if weight_storage == "disk" and weight_optimizer == "adam":
             raise UserError(
-                "model.weight_storage=mapped: weight_optimizer: adam moves every row; use masked_adam"
+                "model.weight_storage=disk: weight_optimizer: adam moves every row; use masked_adam"
             )
         self.automatic_optimization = False
 
@@ -442,7 +442,7 @@ class SSLModule(LightningModule):
         if not hasattr(self, "weights"):
             self.algorithm.prepare(data.num_unlabeled, self.num_classes)
             size, file, sharded = data.num_unlabeled, None, self.weight_storage == "sharded"
-            if self.weight_storage == "mapped":
+            if self.weight_storage == "disk":
                 file = self._row_file(size) if stage == "fit" else None
                 size = size if stage == "fit" else 0  # the checkpoint holds none
             make: dict[str, Callable[[list[Tensor]], Optimizer]] = {

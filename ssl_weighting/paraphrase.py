@@ -7,10 +7,8 @@ import hashlib
 import json
 import re
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -119,7 +117,9 @@ def paraphrased(texts: list[str], there: Translator, back: Translator) -> list[s
     return [" ".join(next(drawn) for _ in part) for part in parts]
 
 
-def blocks(texts: list[str], folder: Path, there: Translator, back: Translator, seed: int) -> Iterator[pa.Table]:
+def blocks(
+    texts: list[str], folder: Path, there: Translator, back: Translator, seed: int
+) -> Iterator[pa.Table]:
     """The tables of all blocks of texts, from the folder where they were finished before, saved there if not.
 
     Random numbers are a function of the seed and the block, so that it does not matter when a run was killed.
@@ -155,7 +155,9 @@ def training_texts(config: str, overrides: list[str]) -> list[str]:
         raise
     except Exception as error:  # whatever jsonargparse makes of it
         cause = error.__cause__ if isinstance(error.__cause__, UserError) else None
-        raise cause or UserError(f"--config {config}: its data are no texts ({one_line(error)[:160]})") from None
+        raise cause or UserError(
+            f"--config {config}: its data are no texts ({one_line(error)[:160]})"
+        ) from None
     return list(dict.fromkeys(data.read(train=True).texts.to_pylist()))
 
 
@@ -194,5 +196,5 @@ def main(argv: list[str]) -> int:
     with whole_file(options.out) as partial:
         pq.write_table(table, partial)
     shutil.rmtree(folder)
-    print(f"{options.out}: paraphrases of {len(table)} texts", file=sys.stdout)
+    print(f"{options.out}: paraphrases of {len(table)} texts")
     return 0

@@ -1,4 +1,7 @@
-"""Rows of numbers in a file: for a Λ that no memory holds. Reads and writes cost what the rows named cost."""
+"""Rows of numbers in a file: for a Λ that no memory holds. Reads and writes cost what the rows named cost.
+
+Not by mapping the file into memory: a full disk would then be a fatal signal, and every row read brings its neighbours.
+"""
 
 from __future__ import annotations
 
@@ -52,8 +55,10 @@ class RowFile:
         return (MAGIC + f"{self.size} {self.width} {step}\n".encode()).ljust(HEADER, b"\0")
 
     def _open(self) -> None:
-        with open(self.path, "rb") as file:
-            header = file.read(HEADER)
+        self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115  (open as long as the table is)
+        if hasattr(os, "posix_fadvise"):  # else every row would bring its neighbours from the disk
+            os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+        header = self._file.read(HEADER)
         try:
             if not header.startswith(MAGIC):
                 raise ValueError
@@ -66,7 +71,6 @@ class RowFile:
                 f"{self.path}: holds {size} rows in {self.path.stat().st_size} bytes, the data has {self.size} "
                 f"unlabelled examples and needs {expected} bytes; it is damaged, or another run's"
             )
-        self._rows = np.memmap(self.path, np.float32, "r", HEADER, (self.size, self.width))
 
     @property
     def _journal(self) -> Path:
@@ -75,13 +79,24 @@ class RowFile:
     def read(self, index: Tensor) -> Tensor:
         """Rows (B,) int64. Returns (B, W), on the CPU, a copy."""
         asked = index.cpu().numpy()
-        rows = np.asarray(self._rows[asked])
+        rows = self._from_disk(asked)
         place = self._place
         found = np.fromiter((place.get(row, -1) for row in asked.tolist()), np.int64, len(asked))
         fresh = found >= 0
         rows[fresh] = self._fresh[found[fresh]]
         rows = np.where(rows[:, -1:] > 0, rows[:, :-1], self.defaults)
         return torch.from_numpy(rows)
+
+    def _from_disk(self, asked: np.ndarray) -> np.ndarray:
+        """Rows (B,) of the table, (B, W + 1); one call of the system for every run of neighbours."""
+        row_bytes = self.width * 4
+        ends = np.flatnonzero(np.diff(asked) != 1) + 1
+        parts = [
+            os.pread(self._file.fileno(), len(run) * row_bytes, HEADER + int(run[0]) * row_bytes)
+            for run in np.split(asked, ends)
+            if len(run)
+        ]
+        return np.frombuffer(bytearray(b"".join(parts)), np.float32).reshape(len(asked), self.width)
 
     def write(self, index: Tensor, rows: Tensor) -> None:
         """Replace rows (B,) by ``rows`` (B, W) on the CPU; of a row named twice the last counts."""
@@ -113,7 +128,7 @@ class RowFile:
         self._fresh = np.empty((1024, self.width), np.float32)
 
     def _apply(self, rows: np.ndarray, data: np.ndarray, step: int) -> None:
-        file = os.open(self.path, os.O_WRONLY)  # not through the map, where a full disk is a fatal signal
+        file = os.open(self.path, os.O_WRONLY)
         try:
             for at in np.argsort(rows):
                 os.pwrite(file, data[at].tobytes(), HEADER + int(rows[at]) * self.width * 4)
@@ -140,5 +155,5 @@ class RowFile:
         if self.step != step:
             raise UserError(
                 f"{self.path}: holds the weights of step {self.step}, the checkpoint is of step {step}; with "
-                "weight_storage: mapped only the last checkpoint can be gone on from"
+                "weight_storage: disk only the last checkpoint can be gone on from"
             )

@@ -291,13 +291,16 @@ def commit() -> str:
         return __version__
 
 
-def _start_worker(threads: int) -> None:
-    """Import what runs need once, and end with the parent, however that ends."""
+def _start_worker() -> None:
+    """Import what runs need once, and end with the parent, however that ends.
+
+    One thread whatever ``--jobs``: the number of threads changes how sums are rounded.
+    """
     import torch
 
     from ssl_weighting.cli import run_lightning  # noqa: F401
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     parent = multiprocessing.parent_process()
 
     def follow() -> None:
@@ -455,9 +458,8 @@ def _run(study: Study, cells: list[Cell], seeds: list[int], out: Path, jobs: int
         TextColumn("{task.fields[left]}"),
     )
     failed = 0
-    threads = max(1, (os.cpu_count() or 1) // jobs)
     pool = ProcessPoolExecutor(
-        min(jobs, max(1, len(missing))), multiprocessing.get_context("spawn"), _start_worker, (threads,)
+        min(jobs, max(1, len(missing))), multiprocessing.get_context("spawn"), _start_worker
     )
     with Progress(*columns) as progress:
         say = progress.console.print

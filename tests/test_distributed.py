@@ -41,7 +41,7 @@ CASES = {
         {"weight_storage": "sharded", "weight_optimizer": "adam"},
     ),
     "adam": (lambda: ExactLastLayer(damping=0.1), {}, {"weight_optimizer": "adam"}),
-    "mapped": (lambda: ExactLastLayer(damping=0.1), {}, {"weight_storage": "mapped"}),
+    "disk": (lambda: ExactLastLayer(damping=0.1), {}, {"weight_storage": "disk"}),
 }
 
 
@@ -89,8 +89,8 @@ def train(case: str, world: int, folder: Path, precision: str = "64-true") -> Pa
     return folder / case
 
 
-TWO = [case for case in CASES if case not in ("memory", "sharded", "sharded adam", "mapped", "adam")]
-FOUR = ["memory", "sharded", "mapped", "adam", "sharded adam"]
+TWO = [case for case in CASES if case not in ("memory", "sharded", "sharded adam", "disk", "adam")]
+FOUR = ["memory", "sharded", "disk", "adam", "sharded adam"]
 
 pytestmark = pytest.mark.slow
 
@@ -141,7 +141,7 @@ def test_two_processes_with_half_the_batch_are_one_with_the_whole(case, two, tmp
 
 
 @pytest.mark.parametrize(
-    ("case", "reference"), [("sharded", "memory"), ("mapped", "memory"), ("sharded adam", "adam")]
+    ("case", "reference"), [("sharded", "memory"), ("disk", "memory"), ("sharded adam", "adam")]
 )
 def test_where_weights_are_kept_changes_no_bit(case, reference, four):
     expected, expected_record = torch.load(four / reference / "known0.pt", weights_only=False)

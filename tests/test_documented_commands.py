@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from lightning.pytorch.cli import LightningCLI
@@ -182,6 +184,8 @@ class Workshop:
             if words[0] in ONLY_PARSED:
                 assert all((ROOT / word).exists() for word in words if word.endswith((".yaml", ".yml")))
                 parse_only(lambda: main(words), patch)
+                if words[0] == "paraphrase":
+                    write_paraphrases(self.folder / words[words.index("--out") + 1])
                 return
             if words[0] == "bench":
                 cut_benches(patch)
@@ -387,6 +391,16 @@ def write_texts(path: Path) -> None:
         table = csv.DictWriter(file, ["text", "label"])
         table.writeheader()
         table.writerows(rows)
+
+
+def write_paraphrases(path: Path) -> None:
+    """What `paraphrase` makes, of the small reviews."""
+    texts = [
+        text
+        for name in ("train", "unsup")
+        for text in pq.read_table(Path("tiny_imdb") / f"{name}.parquet")["text"].to_pylist()
+    ]
+    pq.write_table(pa.table({"text": texts, "paraphrase": [f"{text} again" for text in texts]}), path)
 
 
 @pytest.fixture(scope="session")

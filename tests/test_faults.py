@@ -391,19 +391,19 @@ def test_rows_never_written_take_no_room(tmp_path):
     assert (rows(tmp_path / "weights.rows", 10**8).read(torch.tensor([10**8 - 1])) == 1).all()
 
 
-def test_a_run_with_mapped_weights_resumes_exactly(whole, tmp_path, capsys, monkeypatch):
-    mapped = ["--model.weight_storage", "mapped"]
-    assert main([*arguments(tmp_path / "whole"), *mapped]) == 0
+def test_a_run_with_weights_on_disk_resumes_exactly(whole, tmp_path, capsys, monkeypatch):
+    on_disk = ["--model.weight_storage", "disk"]
+    assert main([*arguments(tmp_path / "whole"), *on_disk]) == 0
     with at(monkeypatch, 15, poison):
-        assert main([*arguments(tmp_path / "killed"), *mapped]) == 2
-    assert main([*arguments(tmp_path / "killed"), *mapped, "--ckpt_path", "last"]) == 0
+        assert main([*arguments(tmp_path / "killed"), *on_disk]) == 2
+    assert main([*arguments(tmp_path / "killed"), *on_disk, "--ckpt_path", "last"]) == 0
     tables = [
         (run / "weights.parquet").read_bytes()
         for run in (whole, run_of(tmp_path / "whole"), run_of(tmp_path / "killed"))
     ]
     assert tables[0] == tables[1] == tables[2]
     capsys.readouterr()
-    assert main([*arguments(tmp_path / "killed"), *mapped, "--ckpt_path", "previous"]) == 2
+    assert main([*arguments(tmp_path / "killed"), *on_disk, "--ckpt_path", "previous"]) == 2
     assert "only the last checkpoint can be gone on from" in one_line(capsys.readouterr().err)
     checkpoint = str(run_of(tmp_path / "killed") / "checkpoints" / "last.ckpt")
     assert main(["test", "--ckpt_path", checkpoint]) == 0

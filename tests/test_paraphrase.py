@@ -1,5 +1,6 @@
 """The command ``paraphrase`` with tiny random translation models: resumed after a kill, the file is the same."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -25,10 +26,14 @@ def models(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("marian")
     corpus = folder / "corpus.txt"
-    words = "a good film with the plot of that story it was bad and boring but fun to see".split()
+    words = re.findall(r"\w+", "a good film with the plot of that story it was bad and boring but fun to see")
     corpus.write_text("\n".join(" ".join(words[i:] + words[:i]) for i in range(len(words)) for _ in range(5)))
     spm.SentencePieceTrainer.Train(
-        input=str(corpus), model_prefix=str(folder / "m"), vocab_size=60, hard_vocab_limit=False, minloglevel=2
+        input=str(corpus),
+        model_prefix=str(folder / "m"),
+        vocab_size=60,
+        hard_vocab_limit=False,
+        minloglevel=2,
     )
     pieces = spm.SentencePieceProcessor(model_file=str(folder / "m.model"))
     vocabulary = ["</s>", "<unk>", *(pieces.id_to_piece(i) for i in range(3, len(pieces))), "<pad>"]
@@ -57,7 +62,10 @@ def models(tmp_path_factory):
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory):
     path = tmp_path_factory.mktemp("texts") / "train.parquet"
-    rows = [f"It was a good film {i}. The plot of that story was bad and boring! But fun to see." for i in range(200)]
+    rows = [
+        f"It was a good film {i}. The plot of that story was bad and boring! But fun to see."
+        for i in range(200)
+    ]
     pq.write_table(pa.table({"text": [*rows, rows[0]], "label": [i % 2 for i in range(201)]}), path)
     recipe = path.with_name("mine.yaml")
     recipe.write_text(f"data:\n  class_path: Text\n  init_args: {{train: {path}}}\nmodel: {{}}\n")

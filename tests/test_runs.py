@@ -36,7 +36,7 @@ def test_the_history_of_the_weights_agrees_with_the_metrics(tiny_run):
     assert (history.counts.sum(1) == len(run.weights)).all()
     assert history.low[1:] == pytest.approx(run.metrics["weights/min"][1][1:])
     assert history.high[1:] == pytest.approx(run.metrics["weights/max"][1][1:])
-    counts, _ = np.histogram(run.weights["weight"].to_numpy(), 64)
+    counts, _ = np.histogram(run.weights["weight"].to_numpy().astype(np.float64), 64)
     assert (counts == history.counts[-1]).all()
 
 

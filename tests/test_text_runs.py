@@ -12,8 +12,27 @@ import torch
 from ssl_weighting.cli import main
 
 SHORT = [
-    *("fit", "--config", "imdb_uda", "--trainer.max_steps", "6", "--model.inner_steps", "2", "--model.warmup_steps", "0"),
-    *("--data.labeled", "random", "--data.num_labeled", "6", "--data.num_validation", "6", "--data.labeled_batch_size", "4"),
+    *(
+        "fit",
+        "--config",
+        "imdb_uda",
+        "--trainer.max_steps",
+        "6",
+        "--model.inner_steps",
+        "2",
+        "--model.warmup_steps",
+        "0",
+    ),
+    *(
+        "--data.labeled",
+        "random",
+        "--data.num_labeled",
+        "6",
+        "--data.num_validation",
+        "6",
+        "--data.labeled_batch_size",
+        "4",
+    ),
     *("--data.unlabeled_batch_size", "6", "--trainer.accelerator", "cpu", "--trainer.log_every_n_steps", "1"),
 ]
 
@@ -36,7 +55,14 @@ def no_network(monkeypatch, tmp_path):
 
 def local(tiny_bert, tiny_imdb, tmp_path):
     return [
-        *("--data.root", str(tiny_imdb), "--model.backbone.name", str(tiny_bert), "--runs", str(tmp_path / "runs")),
+        *(
+            "--data.root",
+            str(tiny_imdb),
+            "--model.backbone.name",
+            str(tiny_bert),
+            "--runs",
+            str(tmp_path / "runs"),
+        ),
         *("--data.cache", str(tmp_path / "cache")),
     ]
 
@@ -69,7 +95,14 @@ def test_with_neither_network_nor_files_it_says_so_in_a_line(
 
 @pytest.mark.slow
 def test_killed_and_resumed_is_the_same_run(tiny_bert, tiny_imdb, tmp_path):
-    options = [*SHORT, *local(tiny_bert, tiny_imdb, tmp_path), "--trainer.max_steps", "40", "--checkpoint.every_steps", "3"]
+    options = [
+        *SHORT,
+        *local(tiny_bert, tiny_imdb, tmp_path),
+        "--trainer.max_steps",
+        "40",
+        "--checkpoint.every_steps",
+        "3",
+    ]
 
     def start(runs, *more):
         command = [sys.executable, "-m", "ssl_weighting", *options, "--runs", str(tmp_path / runs), *more]

@@ -77,5 +77,7 @@ class TfIdf:
         """Words (B, W) with some replaced, by torch's random numbers; −1, the padding, stays."""
         self._cumulative = cumulative = self._cumulative.to(words.device)
         drawn = torch.rand(words.shape, device=words.device, dtype=torch.float32)
-        new = torch.searchsorted(cumulative, torch.rand_like(drawn), right=True).clamp(max=len(cumulative) - 1)
+        new = torch.searchsorted(cumulative, torch.rand_like(drawn), right=True).clamp(
+            max=len(cumulative) - 1
+        )
         return torch.where((drawn < rates) & (words >= 0), new.to(words.dtype), words)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,11 +20,10 @@ BUCKET_SAVING = 0.05
 
 
 class Transformer(Backbone):
-    """A BERT or another encoder that ``transformers.AutoModel`` loads, pooled as BERT does: tanh(W h₀ + b).
+    """A BERT or another encoder that ``transformers.AutoModel`` loads, with pooled features.
 
-    h₀ is the last hidden state of the first token. W and b are the pretrained pooler's where the encoder has one
-    (BERT, RoBERTa), and new otherwise. Weights are read from safetensors files only, and no code that comes with a
-    model is run. Takes ``{"input_ids": (B, L) int64, "attention_mask": (B, L) int64}``, padded on the right.
+    Weights are read from safetensors files only, and no code that comes with a model is run. Takes
+    ``{"input_ids": (B, L) int64, "attention_mask": (B, L) int64}``, padded on the right.
 
     Texts of unequal length are run in up to ``max_buckets`` groups of about equal length, so that little of the
     work is padding.
@@ -31,6 +31,10 @@ class Transformer(Backbone):
     Args:
         name: A name on the Hugging Face hub, or a folder with ``config.json`` and ``model.safetensors``.
         dropout: Dropout of the features, on top of the encoder's own (BERT's fine-tuning code and UDA: 0.1).
+        pooling: ``bert``: tanh(W h₀ + b), h₀ the last hidden state of the first token, W and b the pretrained pooler's
+            where the encoder has one (BERT, RoBERTa), new otherwise. ``mean``: the mean of the last hidden states over
+            the tokens, which sentence encoders are trained for.
+        frozen_layers: So many of the first layers, and the embeddings, keep their pretrained weights.
         max_buckets: Most groups that a batch is run in; 1 to pad all to the longest.
 
     Raises:
@@ -39,27 +43,47 @@ class Transformer(Backbone):
 
     regroups = True
 
-    def __init__(self, name: str = "bert-base-uncased", dropout: float = 0.1, max_buckets: int = 4) -> None:
+    def __init__(
+        self,
+        name: str = "bert-base-uncased",
+        dropout: float = 0.1,
+        pooling: Literal["bert", "mean"] = "bert",
+        frozen_layers: int = 0,
+        max_buckets: int = 4,
+    ) -> None:
         super().__init__()
         if not 0 <= dropout < 1:
             raise UserError(f"model.backbone.dropout={dropout}: must be at least 0 and below 1")
         if max_buckets < 1:
             raise UserError(f"model.backbone.max_buckets={max_buckets}: must be at least 1")
+        self.encoder: Any
         self.encoder, missing = _pretrained(name)
         config = self.encoder.config
         self.feature_dim = int(config.hidden_size)
         self.spread = float(getattr(config, "initializer_range", 0.02))
         self.max_length = int(getattr(config, "max_position_embeddings", 0) or 10**9)
-        self.max_buckets = max_buckets
+        self.max_buckets, self.pooling = max_buckets, pooling
         self.pooler: nn.Module | None = None
-        if getattr(self.encoder, "pooler", None) is None or missing:
-            self.encoder.pooler = None
+        if pooling == "mean" or missing:
+            self.encoder.pooler = None  # an unused one would have no gradient
+        if pooling == "bert" and getattr(self.encoder, "pooler", None) is None:
             dense = nn.Linear(self.feature_dim, self.feature_dim)
             self.initialise_head(dense.weight)
             nn.init.zeros_(dense.bias)
             self.pooler = nn.Sequential(dense, nn.Tanh())
         self.dropout = nn.Dropout(dropout)
-        self.last_block = _last_layer(self.encoder)
+        name, layers = _layers(self.encoder)
+        if not 0 <= frozen_layers < len(layers):
+            raise UserError(
+                f"model.backbone.frozen_layers={frozen_layers}: must be at least 0 and below {len(layers)}, the "
+                "encoder's number of layers"
+            )
+        if frozen_layers:
+            for own, parameter in self.encoder.named_parameters():
+                if own.startswith(f"{name}.{frozen_layers}."):
+                    break
+                parameter.requires_grad_(False)
+        self.last_block = _last_layer(self.encoder, name, len(layers))
         self.train()  # from_pretrained leaves evaluation mode, and Lightning keeps modes as they are
 
     def initialise_head(self, weight: Tensor) -> None:
@@ -95,7 +119,12 @@ class Transformer(Backbone):
         else:
             arguments["input_ids"] = inputs["input_ids"]
         output = self.encoder(**arguments)
-        pooled = output.pooler_output if self.pooler is None else self.pooler(output.last_hidden_state[:, 0])
+        hidden = output.last_hidden_state
+        if self.pooling == "mean":
+            present = inputs["attention_mask"][..., None].to(hidden.dtype)
+            pooled = (hidden * present).sum(1) / present.sum(1)
+        else:
+            pooled = output.pooler_output if self.pooler is None else self.pooler(hidden[:, 0])
         features: Tensor = self.dropout(pooled)
         return features
 
@@ -106,12 +135,13 @@ class Transformer(Backbone):
         def padded(x: Tensor) -> Tensor:
             return nn.functional.pad(x, (0, 0) * (x.dim() - 2) + (0, longest - x.shape[1]))
 
-        return pytree.tree_map(lambda *parts: torch.cat([padded(x) for x in parts]), *batches)
+        joined: Inputs = pytree.tree_map(lambda *parts: torch.cat([padded(x) for x in parts]), *batches)
+        return joined
 
     def random_direction(self, inputs: Inputs) -> Tensor:
         """Normal noise (B, L, hidden_size) for the word embeddings; 0 on padding."""
-        table = self.encoder.get_input_embeddings().weight
-        mask = inputs["attention_mask"]
+        table: Tensor = self.encoder.get_input_embeddings().weight
+        mask: Tensor = inputs["attention_mask"]
         noise = torch.randn(*mask.shape, table.shape[1], device=mask.device, dtype=table.dtype)
         return noise * mask[..., None]
 
@@ -137,7 +167,9 @@ def buckets(lengths: np.ndarray, most: int) -> list[int]:
     cost = np.where(starts[:, None] <= starts[None, :], (ends[None, :] - starts[:, None]) * longest, np.inf)
     best, choices = cost[0], []  # best[j]: positions of texts up to the j-th length
     for _ in range(1, min(most, len(ends))):
-        options = np.vstack((cost[0], best[:-1, None] + cost[1:]))  # [i, j]: the last group begins at length i
+        options = np.vstack(
+            (cost[0], best[:-1, None] + cost[1:])
+        )  # [i, j]: the last group begins at length i
         choice = options.argmin(0)
         further = options[choice, np.arange(len(ends))]
         if best[-1] - further[-1] < BUCKET_SAVING * cost[0, -1]:
@@ -154,7 +186,7 @@ def buckets(lengths: np.ndarray, most: int) -> list[int]:
     return [int(ends[last]), *reversed(sizes)]
 
 
-def _pretrained(name: str) -> tuple[nn.Module, bool]:
+def _pretrained(name: str) -> tuple[Any, bool]:
     """The encoder, and whether its pooler was not among the weights."""
     try:
         from transformers import AutoModel
@@ -189,14 +221,16 @@ def _pretrained(name: str) -> tuple[nn.Module, bool]:
     return encoder, any("pooler" in key for key in report["missing_keys"])
 
 
-def _last_layer(encoder: nn.Module) -> str:
+def _layers(encoder: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The encoder's list of layers, the largest there is, with its name."""
+    lists = [(name, m) for name, m in encoder.named_modules() if isinstance(m, nn.ModuleList)]
+    return max(lists, key=lambda pair: sum(p.numel() for p in pair[1].parameters()))
+
+
+def _last_layer(encoder: nn.Module, layers: str, count: int) -> str:
     """Regular expression for the parameters of the last layer and of all that follows it."""
-    name, layers = max(
-        ((n, m) for n, m in encoder.named_modules() if isinstance(m, nn.ModuleList)),
-        key=lambda pair: sum(p.numel() for p in pair[1].parameters()),
-    )
     names = [f"encoder.{n}" for n, _ in encoder.named_parameters()]
-    first = f"encoder.{name}.{len(layers) - 1}."
+    first = f"encoder.{layers}.{count - 1}."
     following = names[next(i for i, n in enumerate(names) if n.startswith(first)) :]
     others = sorted({n for n in following if not n.startswith(first)})
     return "|".join([re.escape(first), *map(re.escape, others), r"pooler\."])

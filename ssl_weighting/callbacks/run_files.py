@@ -47,7 +47,7 @@ class RunFiles(Callback):
         self.every_minutes, self.every_steps = every_minutes, every_steps
         self.directory: Path | None = None
         self.configuration = ""
-        self._saved_at = 0.0
+        self._saved_at, self._saved_step, self._between_steps = 0.0, -1, False
         self._metrics: list[MetricsCsv] = []
         self._asked_to_stop = 0
 
@@ -81,28 +81,46 @@ class RunFiles(Callback):
             raise KeyboardInterrupt
         self._asked_to_stop = number
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Write a checkpoint when it is time, and stop when that was asked for."""
+        """Write a checkpoint when it is time, and stop when that was asked for.
+
+        Not after the step before: an evaluation that follows a step belongs to it, and Lightning does not make up for it.
+        """
         assert isinstance(pl_module, SSLModule)
-        if (batch_idx + 1) % pl_module.accumulate or trainer.global_step >= trainer.max_steps:
-            return  # after the last step an evaluation comes first
+        step = trainer.global_step
+        if batch_idx % pl_module.accumulate:
+            return
         due = time.monotonic() - self._saved_at > 60 * self.every_minutes
         asked = self._asked_to_stop
         if trainer.world_size > 1:
             told = torch.tensor([int(due), asked], device=pl_module.device)
             due, asked = trainer.strategy.reduce(told, reduce_op="max").tolist()
-        if asked or due or (self.every_steps and trainer.global_step % self.every_steps == 0):
+        if self.every_steps and step % self.every_steps == 0:
+            due = True
+        if (asked or due) and step != self._saved_step:
+            self._between_steps = True
             self._save(trainer, pl_module)
+            self._between_steps = False
         if asked:
             if trainer.is_global_zero:
                 name = signal.Signals(asked).name
                 print(
-                    f"{name}: step {trainer.global_step} is saved; the same command with --ckpt_path last goes on",
+                    f"{name}: step {step} is saved; the same command with --ckpt_path last goes on",
                     file=sys.stderr,
                 )
             raise SystemExit(128 + asked)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Between two steps, count batches as Lightning does at the end of the first; else it would skip one."""
+        if self._between_steps:
+            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+            for counts in (progress["total"], progress["current"]):
+                counts["ready"] -= 1
+                counts["completed"] -= 1
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write all weights, and the last checkpoint: a resumed run does not come here again."""
@@ -136,7 +154,7 @@ class RunFiles(Callback):
         if file is not None:
             trainer.strategy.barrier("weights.rows")
             file.forget(step)
-        self._saved_at = time.monotonic()
+        self._saved_at, self._saved_step = time.monotonic(), step
 
 
 def _keep_previous(path: Path) -> None:

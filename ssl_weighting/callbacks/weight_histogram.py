@@ -54,7 +54,9 @@ class WeightHistogram(Callback):
 
     def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, SSLModule)
-        values = pl_module.known(pl_module.sampled())[0].float().numpy()
+        values = (
+            pl_module.known(pl_module.sampled())[0].double().numpy()
+        )  # float32: too coarse for narrow bins
         numbers = {
             "weights/mean": values.mean(),
             "weights/std": values.std(),
@@ -76,8 +78,8 @@ class WeightHistogram(Callback):
                     min=float(values.min()),
                     max=float(values.max()),
                     num=values.size,
-                    sum=float(values.sum(dtype=np.float64)),
-                    sum_squares=float(np.square(values, dtype=np.float64).sum()),
+                    sum=float(values.sum()),
+                    sum_squares=float(np.square(values).sum()),
                     bucket_limits=edges[1:].tolist(),
                     bucket_counts=counts.tolist(),
                     global_step=trainer.global_step,

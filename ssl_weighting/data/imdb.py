@@ -83,7 +83,9 @@ class Imdb(TextData):
     ) -> None:
         super().__init__(num_labeled=num_labeled, num_validation=num_validation, **kwargs)
         if labeled == "uda" and num_labeled != 20:
-            raise UserError(f"data.num_labeled={num_labeled}: UDA labels 20; give --data.labeled random as well")
+            raise UserError(
+                f"data.num_labeled={num_labeled}: UDA labels 20; give --data.labeled random as well"
+            )
         if labeled == "uda" and self.known_classes != [0, 1]:
             raise UserError(f"data.known_classes={self.known_classes}: must be [0, 1] with UDA's labels")
         self.root = None if root is None else Path(root).expanduser()
@@ -128,7 +130,11 @@ class Imdb(TextData):
         else:
             table = self._local(split)
         ids = table["id"] if "id" in table.column_names else pa.nulls(len(table))
-        columns = (table["text"].cast(pa.large_string()), table["label"].cast(pa.int64()), ids.cast(pa.int64()))
+        columns = (
+            table["text"].cast(pa.large_string()),
+            table["label"].cast(pa.int64()),
+            ids.cast(pa.int64()),
+        )
         return pa.table(dict(zip(("text", "label", "id"), columns, strict=True)))
 
     def _local(self, split: str) -> pa.Table:
@@ -141,7 +147,9 @@ class Imdb(TextData):
             if files:
                 table = pa.concat_tables([pq.read_table(file) for file in files])
                 if missing := {"text", "label"} - {*table.column_names}:
-                    raise UserError(f"data.root={self.root}: {files[0].name} lacks the column {missing.pop()!r}")
+                    raise UserError(
+                        f"data.root={self.root}: {files[0].name} lacks the column {missing.pop()!r}"
+                    )
                 return table
             for folder in (self.root, self.root / "aclImdb"):
                 if (folder / "train" / "pos").is_dir():

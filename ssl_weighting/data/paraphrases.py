@@ -55,7 +55,9 @@ def read_paraphrases(path: Path, texts: pa.Array) -> pa.Array:
         ) from None
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise UserError(f"data.paraphrases={path}: cannot be read ({one_line(error)[:160]})") from None
-    chosen = [text if new is None else _checked(text, new) for text, new in zip(originals, found, strict=True)]
+    chosen = [
+        text if new is None else _checked(text, new) for text, new in zip(originals, found, strict=True)
+    ]
     return pa.array(chosen, pa.large_string())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -147,7 +148,7 @@ def label_names(table: pa.Table, label: str, key: str) -> tuple[str, ...]:
         return tuple(sorted(names))
 
 
-def labels_of(table: pa.Table, label: str, names: tuple[str, ...], key: str) -> Tensor:
+def labels_of(table: pa.Table, label: str, names: Sequence[str], key: str) -> Tensor:
     """Labels as numbers of their names, (n,) int64; −1 where there is none.
 
     Raises:

@@ -275,7 +275,9 @@ class Text(TextData):
         self.train_name, self.text_column, self.label_column = train, text_column, label_column
         self.test_name = train if test is None and not Path(train).suffix else test
         self.has_test = self.test_name is not None
-        self._train = self._read("train", train)  # the network has an output for each class: they are needed now
+        self._train = self._read(
+            "train", train
+        )  # the network has an output for each class: they are needed now
         self.all_class_names = label_names(self._train, label_column, "train")
         super().__init__(num_labeled=num_labeled, num_validation=num_validation, **kwargs)
 

@@ -67,7 +67,9 @@ def load_tokenizer(name: str) -> Any:
             "tokenizer.json and config.json, or a name on the Hugging Face hub while the network is there"
         ) from None
     if not tokenizer.is_fast:
-        raise UserError(f"data.tokenizer={name}: has no fast version, which tells where words end; give another")
+        raise UserError(
+            f"data.tokenizer={name}: has no fast version, which tells where words end; give another"
+        )
     return tokenizer
 
 
@@ -104,7 +106,9 @@ def tokenized(texts: pa.Array, tokenizer: Any, folder: Path, what: str) -> Token
     from safetensors import SafetensorError
     from safetensors.torch import load_file, save_file
 
-    key = hashlib.sha256(f"{FORMAT} {digest(texts)} {tokenizer.backend_tokenizer.to_str()}".encode()).hexdigest()
+    key = hashlib.sha256(
+        f"{FORMAT} {digest(texts)} {tokenizer.backend_tokenizer.to_str()}".encode()
+    ).hexdigest()
     path = folder / f"tokens-{key[:32]}.safetensors"
     if path.is_file():
         try:
@@ -130,7 +134,11 @@ def _tokenize(texts: pa.Array, tokenizer: Any, what: str) -> TokenizedTexts:
     for start in track(range(0, len(texts), CHUNK), f"Tokenising {what}"):
         chunk = texts[start : start + CHUNK].to_pylist()
         encodings = tokenizer(
-            chunk, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
+            chunk,
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
         ).encodings
         for own in _words_of(encodings, size, table):
             _, inverse, count = np.unique(own, return_inverse=True, return_counts=True)
@@ -186,7 +194,9 @@ class WordPieces:
         self.before, self.after = ids[: inner[0]], ids[inner[-1] + 1 :]
         self.room = max_length - len(self.before) - len(self.after)
         if self.room < 1:
-            raise UserError(f"data.max_length={max_length}: leaves no room for words; give at least {10 - self.room}")
+            raise UserError(
+                f"data.max_length={max_length}: leaves no room for words; give at least {10 - self.room}"
+            )
         self.keep_end, self.padding = keep == "end", int(tokenizer.pad_token_id or 0)
         self.size = len(tokenizer)
         single = torch.arange(self.size, dtype=torch.int32)
@@ -239,7 +249,9 @@ class WordPieces:
         front, back = len(self.before), len(self.after)
         ids = torch.full((len(words), front + longest + back + 1), self.padding, device=words.device)
         ids[:, :front] = torch.tensor(self.before, device=words.device)
-        ids[row, torch.where(inside, column + front, front + longest + back)] = piece  # the last column is dropped
+        ids[row, torch.where(inside, column + front, front + longest + back)] = (
+            piece  # the last column is dropped
+        )
         ids = ids[:, :-1]
         if back:
             end = kept[:, None] + front + torch.arange(back, device=words.device)

@@ -260,7 +260,7 @@ def _known_classes(run: Run) -> int:
 
 
 def _weight_charts(run: Run, groups: dict[str, np.ndarray]) -> list[tuple[str, str, Markup]]:
-    weight = run.weights["weight"].to_numpy()
+    weight = run.weights["weight"].to_numpy().astype(np.float64)  # float32: too coarse for narrow bins
     moved = run.weights["updates"].to_numpy() > 0
     charts = []
     history = run.weight_history

@@ -216,3 +216,25 @@ def test_code_that_comes_with_a_model_is_not_run(tiny_bert, tmp_path):
     with pytest.raises(UserError, match=r"model\.backbone\.name="):
         Transformer(str(folder))
     assert not (tmp_path / "ran").exists()
+
+
+def test_mean_pooling_leaves_padding_out(tiny_bert):
+    from transformers import BertModel
+
+    encoder = Transformer(str(tiny_bert), pooling="mean").double().eval()
+    bert = BertModel.from_pretrained(tiny_bert).double().eval()
+    batch = tokens([4, 9])
+    with torch.no_grad():
+        hidden = bert(**batch).last_hidden_state
+        expected = torch.stack([hidden[0, :4].mean(0), hidden[1].mean(0)])
+        assert torch.allclose(encoder(batch), expected, atol=1e-12)
+    assert not any("pooler" in name for name, _ in encoder.named_parameters())
+
+
+def test_frozen_layers_get_no_gradient(tiny_bert):
+    encoder = Transformer(str(tiny_bert), frozen_layers=1)
+    encoder(tokens([4, 9])).sum().backward()
+    moved = {name for name, p in encoder.named_parameters() if p.grad is not None}
+    assert moved == {n for n, _ in encoder.named_parameters() if "layer.1." in n or "pooler" in n}
+    with pytest.raises(UserError, match=r"model\.backbone\.frozen_layers=2: must be at least 0 and below 2"):
+        Transformer(str(tiny_bert), frozen_layers=2)

@@ -62,3 +62,21 @@ def test_timing_goes_on_after_a_resume(run_folder):
     timing = Run(run_folder).timing
     assert timing["steps"] == 6
     assert timing["seconds"] > timing["evaluation_seconds"] > 0
+
+
+def test_weights_that_differ_by_a_rounding_error(tmp_path):
+    """A float32 is too coarse for 64 bins between two neighbours."""
+    arguments = ["fit", "--config", "digits_uda", "--runs", str(tmp_path), "--trainer.max_steps", "2"]
+    arguments += [
+        "--trainer.val_check_interval",
+        "1",
+        "--model.inner_steps",
+        "1",
+        "--model.warmup_steps",
+        "0",
+    ]
+    arguments += ["--model.update_masked", "true", "--data.unlabeled_batch_size", "16"]
+    assert main([*arguments, "--trainer.accelerator", "cpu", "--model.weight_lr", "1e-7"]) == 0
+    (run,) = (tmp_path / "digits_uda").iterdir()
+    assert (run / "report.html").is_file()
+    assert Run(run).weight_history.counts.sum(1).min() == len(Run(run).weights)

@@ -88,7 +88,10 @@ def test_udas_reviews_are_found_by_id_or_by_content(tiny_bert, tmp_path, monkeyp
 
 def test_bad_input_is_one_line(tiny_imdb, tiny_bert, tmp_path):
     for kwargs, message in (
-        ({"labeled": "uda", "num_labeled": 20, "num_validation": 20}, r"data\.labeled=uda: positive review 9716"),
+        (
+            {"labeled": "uda", "num_labeled": 20, "num_validation": 20},
+            r"data\.labeled=uda: positive review 9716",
+        ),
         ({"labeled": "uda", "num_labeled": 30}, r"data\.num_labeled=30: UDA labels 20"),
         ({"root": tmp_path}, rf"data\.root={tmp_path}: holds neither train\*\.parquet nor aclImdb"),
         ({"max_length": 2}, r"data\.max_length=2"),
@@ -125,7 +128,7 @@ def real(shared, tmp_path_factory, tiny_bert):
 
 
 def test_the_real_filter_keeps_what_udas_does(real):
-    data, (texts, labels) = real
+    _, (texts, labels) = real
     assert len(texts) == len(labels) == 69_972
     assert [int((labels == c).sum()) for c in (0, 1, -1)] == [12_500, 12_500, 44_972]
 

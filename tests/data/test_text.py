@@ -80,7 +80,9 @@ def batch_of(data, part="unlabeled", count=20):
 
 
 def test_a_batch_is_padded_to_its_longest_and_views_are_pieces(tiny_bert, tmp_path):
-    data = made(write(tmp_path / "train.csv", ROWS), tiny_bert, tmp_path, predict_on="unlabeled", max_length=16)
+    data = made(
+        write(tmp_path / "train.csv", ROWS), tiny_bert, tmp_path, predict_on="unlabeled", max_length=16
+    )
     data.setup("fit")
     batch = batch_of(data)
     texts = data.load(True).describe(data.sets["unlabeled"].rows[batch.index])
@@ -176,7 +178,10 @@ def test_back_translation_shows_the_rows_own_paraphrase(tiny_bert, tmp_path):
     ("content", "message"),
     [
         ("text,label\na,x\nb,x\n", r"data\.train: the column 'label' holds 1 different label: x"),
-        ("words,label\na,x\nb,y\n", r"has no column 'text' but words, label; name yours with --data\.text_column"),
+        (
+            "words,label\na,x\nb,y\n",
+            r"has no column 'text' but words, label; name yours with --data\.text_column",
+        ),
         ("text,label\na,x,z\n", r"data\.train=.*cannot be read"),
     ],
 )
@@ -204,11 +209,35 @@ def test_methods_train_on_a_csv_of_three_classes(tiny_bert, tmp_path, method):
     train = write(tmp_path / "train.csv", ROWS)
     test = write(tmp_path / "test.csv", ROWS[:36])
     options = [
-        *("fit", "--config", "imdb_uda_small", "--data", "Text", "--data.train", str(train), "--data.test", str(test)),
-        *("--data.cache", str(tmp_path / "cache"), "--model.backbone.name", str(tiny_bert), "--runs", str(tmp_path)),
+        *(
+            "fit",
+            "--config",
+            "imdb_uda_small",
+            "--data",
+            "Text",
+            "--data.train",
+            str(train),
+            "--data.test",
+            str(test),
+        ),
+        *(
+            "--data.cache",
+            str(tmp_path / "cache"),
+            "--model.backbone.name",
+            str(tiny_bert),
+            "--runs",
+            str(tmp_path),
+        ),
         *("--data.num_labeled", "6", "--data.num_validation", "6", "--trainer.max_steps", "3"),
         *("--model.inner_steps", "1", "--model.warmup_steps", "0", "--model.update_masked", "true"),
-        *("--data.labeled_batch_size", "4", "--data.unlabeled_batch_size", "5", "--trainer.accelerator", "cpu"),
+        *(
+            "--data.labeled_batch_size",
+            "4",
+            "--data.unlabeled_batch_size",
+            "5",
+            "--trainer.accelerator",
+            "cpu",
+        ),
         *("--model.algorithm", method, *METHODS[method]),
     ]
     assert main(options) == 0

@@ -62,7 +62,10 @@ def test_head_by_its_dense_hessian(problem):
     total, each = loss_of(network, objective)
     first = torch.cat([g.flatten() for g in torch.autograd.grad(total, parameters, create_graph=True)])
     hessian = torch.stack(
-        [torch.cat([g.flatten() for g in torch.autograd.grad(x, parameters, retain_graph=True)]) for x in first]
+        [
+            torch.cat([g.flatten() for g in torch.autograd.grad(x, parameters, retain_graph=True)])
+            for x in first
+        ]
     )
     goal = CROSS_ENTROPY.value(network(validation.inputs).logits, validation.target).mean()
     gradient = torch.cat([g.flatten() for g in torch.autograd.grad(goal, parameters)])

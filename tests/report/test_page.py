@@ -141,6 +141,14 @@ def test_a_run_whose_weights_did_not_move(copy):
     Elements(page)
 
 
+def test_weights_that_differ_by_a_rounding_error(copy):
+    run = Run(copy)
+    near = np.ones(len(run.weights), np.float32)
+    near[::2] = np.nextafter(np.float32(1), np.float32(2))
+    pq.write_table(run.weights.set_column(1, "weight", pa.array(near)), copy / "weights.parquet")
+    assert "Weights at the end" in render(Run(copy), None)
+
+
 def test_seventy_thousand_examples_take_seconds(copy):
     count, numbers = 70_000, np.random.default_rng(0)
     labels = numbers.integers(0, 12, count)
