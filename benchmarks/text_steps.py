@@ -110,6 +110,15 @@ class Watch(Callback):
         """Start the watch."""
         if self.device != "cpu":
             torch.cuda.reset_peak_memory_stats()
+        if batch_idx == 0:
+            data = trainer.datamodule
+            sizes = {
+                "labeled": data.labeled_batch_size,
+                "unlabeled": data.unlabeled_batch_size,
+                "validation": 20,
+            }
+            parts = {name: (name, size) for name, size in sizes.items()}
+            self.fresh = iter(data.streams(parts, "bench", 0, None, 0, 1))
         self.began = now(self.device)
 
     def on_train_batch_end(
@@ -131,7 +140,8 @@ class Watch(Callback):
             self.plain.step(views[0], known.labels, views[1], views[2], apart)
             self.seconds[name].append(now(self.device) - began)
         began = now(self.device)
-        fresh = pl_module._next_influence_batch()
+        fresh = next(self.fresh)[0]
+        fresh = trainer.strategy.batch_to_device(fresh, pl_module.device)
         torch.clear_autocast_cache()
         with trainer.precision_plugin.train_step_context():
             pl_module._weight_step(fresh)
@@ -187,7 +197,6 @@ def measure(options: argparse.Namespace, encoder: str) -> dict[str, Any]:
         schedule="linear",
         clip_norm=1.0,
         ema_decay=0,
-        inner_steps=INNER_STEPS,
         warmup_steps=STEPS,  # the watch makes the Λ steps
     )
     watch = Watch(Plain(encoder, device, precision), device)

@@ -79,24 +79,23 @@ class RowFile:
     def read(self, index: Tensor) -> Tensor:
         """Rows (B,) int64. Returns (B, W), on the CPU, a copy."""
         asked = index.cpu().numpy()
-        rows = self._from_disk(asked)
         place = self._place
         found = np.fromiter((place.get(row, -1) for row in asked.tolist()), np.int64, len(asked))
-        fresh = found >= 0
-        rows[fresh] = self._fresh[found[fresh]]
+        rows = self._fresh[found]
+        old = found < 0
+        rows[old] = self._from_disk(asked[old])
         rows = np.where(rows[:, -1:] > 0, rows[:, :-1], self.defaults)
         return torch.from_numpy(rows)
 
     def _from_disk(self, asked: np.ndarray) -> np.ndarray:
         """Rows (B,) of the table, (B, W + 1); one call of the system for every run of neighbours."""
-        row_bytes = self.width * 4
-        ends = np.flatnonzero(np.diff(asked) != 1) + 1
-        parts = [
-            os.pread(self._file.fileno(), len(run) * row_bytes, HEADER + int(run[0]) * row_bytes)
-            for run in np.split(asked, ends)
-            if len(run)
-        ]
-        return np.frombuffer(bytearray(b"".join(parts)), np.float32).reshape(len(asked), self.width)
+        if not len(asked):
+            return np.empty((0, self.width), np.float32)
+        file, row_bytes, parts, start = self._file.fileno(), self.width * 4, [], 0
+        for end in [*(np.flatnonzero(np.diff(asked) != 1) + 1).tolist(), len(asked)]:
+            parts.append(os.pread(file, (end - start) * row_bytes, HEADER + int(asked[start]) * row_bytes))
+            start = end
+        return np.frombuffer(b"".join(parts), np.float32).reshape(len(asked), self.width)
 
     def write(self, index: Tensor, rows: Tensor) -> None:
         """Replace rows (B,) by ``rows`` (B, W) on the CPU; of a row named twice the last counts."""

@@ -88,7 +88,7 @@ SMALL_TEXTS = [
         "--data.validation_batch_size",
         "8",
     ),
-    *("--model.backbone.name", "tiny_bert"),
+    *("--model.backbone.name", "tiny_bert", "--model.backbone.frozen_layers", "0"),
 ]
 
 

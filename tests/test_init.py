@@ -91,9 +91,10 @@ def test_without_a_pool_some_labels_are_put_aside(here, capsys):
     assert main(["fit", "--config", "labelled.yaml", *BUDGET]) == 0
 
 
-def test_characters_are_not_mirrored(here):
-    images(here / "labelled", names=("0", "1", "b"), each=12)
-    assert main(["init", "--images", "labelled"]) == 0
+@pytest.mark.parametrize(("names", "options"), [(("0", "1", "b"), []), (("nil", "one"), ["--no-flip"])])
+def test_characters_are_not_mirrored(here, names, options):
+    images(here / "labelled", names=names, each=12)
+    assert main(["init", "--images", "labelled", *options]) == 0
     assert recipe("labelled.yaml")["data"]["init_args"]["flip"] is False
 
 

@@ -23,7 +23,16 @@ def test_recipe_trains(name, tmp_path, image_sets, request):
     if name.startswith("imdb"):
         bert, reviews = request.getfixturevalue("tiny_bert"), request.getfixturevalue("tiny_imdb")
         options = [
-            *(*SMALL, "--data.root", str(reviews), "--data.labeled", "random", "--model.backbone.name", str(bert)),
+            *(
+                *SMALL,
+                "--data.root",
+                str(reviews),
+                "--data.labeled",
+                "random",
+                "--model.backbone.name",
+                str(bert),
+            ),
+            *("--model.backbone.frozen_layers", "0"),
             *("--data.cache", str(tmp_path / "cache")),
         ]
     if name.startswith(("cifar10", "svhn")):

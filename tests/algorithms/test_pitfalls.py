@@ -310,5 +310,5 @@ def test_running_state_is_that_of_all_processes():
         )
         for rank in range(2)
     ]
-    errors = [p.communicate(timeout=120)[1].decode() for p in processes]
+    errors = [p.communicate(timeout=600)[1].decode() for p in processes]
     assert [p.returncode for p in processes] == [0, 0], errors
