@@ -87,7 +87,7 @@ def trial(
     root.mkdir(parents=True, exist_ok=True)
     kept, log = root / "counts.json", root / "log"
     counts: dict[str, Any] = {
-        "recipe": recipe,
+        "recipe": Path(recipe).stem,
         "kills": 0,
         "resumes": 0,
         "failed": 0,

@@ -27,9 +27,13 @@ class MovingAverage(nn.Module):
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Follow the model by one step."""
-        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - self.decay)
-        for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
-            mine.copy_(theirs)
+        if self.decay:
+            torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - self.decay)
+        else:
+            for mine, theirs in zip(self.model.parameters(), model.parameters(), strict=True):
+                mine.data = theirs.data  # the same memory: nothing to copy, now or at the next step
+        for buffer, newest in zip(self.model.buffers(), model.buffers(), strict=True):
+            buffer.copy_(newest)
 
     def train(self, mode: bool = True) -> MovingAverage:
         """Stays in evaluation mode."""

@@ -184,8 +184,7 @@ class Workshop:
             if words[0] in ONLY_PARSED:
                 assert all((ROOT / word).exists() for word in words if word.endswith((".yaml", ".yml")))
                 parse_only(lambda: main(words), patch)
-                if words[0] == "paraphrase":
-                    write_paraphrases(self.folder / words[words.index("--out") + 1])
+                self.leave_what_it_would(words)
                 return
             if words[0] == "bench":
                 cut_benches(patch)
@@ -194,6 +193,17 @@ class Workshop:
             except SystemExit as end:  # --help
                 status = end.code or 0
         assert status == 0
+
+    def leave_what_it_would(self, words: list[str]) -> None:
+        """The output of a command that is only parsed, for those that follow: a study's is an earlier one's table."""
+        if "--out" not in words:
+            return
+        out = self.folder / words[words.index("--out") + 1]
+        if words[0] == "paraphrase":
+            write_paraphrases(out)
+        elif words[0] == "study":
+            out.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / "docs" / "results" / "digits_dirty_pool.csv", out / "runs.csv")
 
     def supplied(self, words: list[str]) -> list[str]:
         """Make the data that `init` is told of, whatever its name; encoders are the tiny one. A second RUN is another."""
