@@ -9,7 +9,7 @@ trap 'rm -rf "$here"' EXIT
 mkdir "$here/data" "$here/runs"
 container() {
     "${DOCKER:-docker}" run --rm --user "$(id -u):$(id -g)" \
-        -v "$here/data:/work/data" -v "$here/runs:/work/runs" "${options[@]}" "$image" "$@"
+        -v "$here/data:/srv/data" -v "$here/runs:/srv/runs" "${options[@]}" "$image" "$@"
 }
 
 options=("$@" --entrypoint python)
