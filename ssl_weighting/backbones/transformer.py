@@ -34,6 +34,8 @@ class Transformer(Backbone):
         pooling: ``bert``: tanh(W h₀ + b), h₀ the last hidden state of the first token, W and b the pretrained pooler's
             where the encoder has one (BERT, RoBERTa), new otherwise. ``mean``: the mean of the last hidden states over
             the tokens, which sentence encoders are trained for.
+        layers: Keep only so many of the first layers; null keeps all. The last ones of an encoder trained for another
+            purpose, such as sentence similarity, can have lost what the task needs.
         frozen_layers: So many of the first layers, and the embeddings, keep their pretrained weights.
         max_buckets: Most groups that a batch is run in; 1 to pad all to the longest.
 
@@ -48,6 +50,7 @@ class Transformer(Backbone):
         name: str = "bert-base-uncased",
         dropout: float = 0.1,
         pooling: Literal["bert", "mean"] = "bert",
+        layers: int | None = None,
         frozen_layers: int = 0,
         max_buckets: int = 4,
     ) -> None:
@@ -56,8 +59,10 @@ class Transformer(Backbone):
             raise UserError(f"model.backbone.dropout={dropout}: must be at least 0 and below 1")
         if max_buckets < 1:
             raise UserError(f"model.backbone.max_buckets={max_buckets}: must be at least 1")
+        if layers is not None and layers < 1:
+            raise UserError(f"model.backbone.layers={layers}: must be at least 1")
         self.encoder: Any
-        self.encoder, missing = _pretrained(name)
+        self.encoder, missing = _pretrained(name, layers)
         config = self.encoder.config
         self.feature_dim = int(config.hidden_size)
         self.spread = float(getattr(config, "initializer_range", 0.02))
@@ -186,7 +191,7 @@ def buckets(lengths: np.ndarray, most: int) -> list[int]:
     return [int(ends[last]), *reversed(sizes)]
 
 
-def _pretrained(name: str) -> tuple[Any, bool]:
+def _pretrained(name: str, layers: int | None) -> tuple[Any, bool]:
     """The encoder, and whether its pooler was not among the weights."""
     try:
         from transformers import AutoModel
@@ -205,6 +210,7 @@ def _pretrained(name: str) -> tuple[Any, bool]:
             attn_implementation="sdpa",
             dtype=torch.float32,
             output_loading_info=True,
+            **({} if layers is None else {"num_hidden_layers": layers}),
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split()).split(". ")[0]
@@ -214,9 +220,9 @@ def _pretrained(name: str) -> tuple[Any, bool]:
         ) from None
     missing = [key for key in report["missing_keys"] if "pooler" not in key]
     if missing:
+        mend = "give a whole encoder" if layers is None else f"is model.backbone.layers={layers} more than it has?"
         raise UserError(
-            f"model.backbone.name={name}: its weights lack {missing[0]} and {len(missing) - 1} more; give a whole "
-            "encoder"
+            f"model.backbone.name={name}: its weights lack {missing[0]} and {len(missing) - 1} more; {mend}"
         )
     return encoder, any("pooler" in key for key in report["missing_keys"])
 

@@ -184,7 +184,7 @@ def test_too_long_a_text(encoder):
         encoder(tokens([161]))
 
 
-@pytest.mark.parametrize("wrong", [{"dropout": 1.0}, {"max_buckets": 0}])
+@pytest.mark.parametrize("wrong", [{"dropout": 1.0}, {"max_buckets": 0}, {"layers": 0}])
 def test_bad_arguments(tiny_bert, wrong):
     (key,) = wrong
     with pytest.raises(UserError, match=rf"model\.backbone\.{key}="):
@@ -238,3 +238,17 @@ def test_frozen_layers_get_no_gradient(tiny_bert):
     assert moved == {n for n, _ in encoder.named_parameters() if "layer.1." in n or "pooler" in n}
     with pytest.raises(UserError, match=r"model\.backbone\.frozen_layers=2: must be at least 0 and below 2"):
         Transformer(str(tiny_bert), frozen_layers=2)
+
+
+def test_the_first_layers_alone(tiny_bert):
+    from transformers import BertModel
+
+    encoder = Transformer(str(tiny_bert), pooling="mean", layers=1).double().eval()
+    whole = BertModel.from_pretrained(tiny_bert).double().eval()
+    batch = tokens([9, 9])
+    with torch.no_grad():
+        expected = whole(**batch, output_hidden_states=True).hidden_states[1].mean(1)
+        assert torch.allclose(encoder(batch), expected, atol=1e-12)
+    assert not any("layer.1." in name for name, _ in encoder.named_parameters())
+    with pytest.raises(UserError, match=r"model\.backbone\.layers=3 more than it has"):
+        Transformer(str(tiny_bert), layers=3)
