@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--encoder", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--test", type=int, default=5000, help="test reviews")
     parser.add_argument("--all", action="store_true", help="seed 0 on all 25,000 test reviews")
     parser.add_argument("--jobs", type=int, default=1)
