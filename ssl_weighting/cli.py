@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from typing import TextIO
 
 from ssl_weighting.errors import LocalError, PeerError, UserError
 
@@ -60,13 +61,13 @@ UNHELPFUL_WARNINGS = (
     r".*your dataloader is not resumable.*",  # batches are a function of the step
     r".*torch\.jit\.script.*deprecated.*",  # inside torch
     r".*callbacks used to create the checkpoint.*",  # evaluation needs none of those that train
-    r".*callbacks used to create the checkpoint.*",  # predict and test need none of them
 )
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, or 2 after bad input (one line on stderr)."""
     arguments, parent = list(sys.argv[1:] if argv is None else argv), os.getppid()
+    warnings.showwarning = _show_warning
     try:
         if not arguments or arguments[0] in ("-h", "--help", "help"):
             print(HELP)
@@ -81,6 +82,9 @@ def main(argv: list[str] | None = None) -> int:
             return command(arguments[1:])
         run_lightning(arguments)
         return 0
+    except BrokenPipeError:  # `ssl-weighting recipes | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python says so at its end
+        return 128 + 13
     except KeyboardInterrupt:
         print("interrupted; the same command with --ckpt_path last goes on", file=sys.stderr)
         return 130
@@ -90,6 +94,22 @@ def main(argv: list[str] | None = None) -> int:
         if rank == "0" or isinstance(error, LocalError) or bereft:  # of several processes one speaks
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """The program's own warnings are for the person at the keyboard: one line, without the place in the code."""
+    ours = Path(filename).is_relative_to(Path(__file__).parent)
+    text = f"warning: {' '.join(str(message).split())}\n"
+    (file or sys.stderr).write(
+        text if ours else warnings.formatwarning(message, category, filename, lineno, line)
+    )
 
 
 def run_lightning(argv: list[str]) -> Path | None:

@@ -32,8 +32,10 @@ class MovingAverage(nn.Module):
         else:
             for mine, theirs in zip(self.model.parameters(), model.parameters(), strict=True):
                 mine.data = theirs.data  # the same memory: nothing to copy, now or at the next step
-        for buffer, newest in zip(self.model.buffers(), model.buffers(), strict=True):
-            buffer.copy_(newest)
+        own, newest = list(self.model.buffers()), list(model.buffers())
+        for dtype in {b.dtype for b in own}:  # one kernel for all of a kind
+            same = [i for i, b in enumerate(own) if b.dtype == dtype]
+            torch._foreach_copy_([own[i] for i in same], [newest[i] for i in same])
 
     def train(self, mode: bool = True) -> MovingAverage:
         """Stays in evaluation mode."""

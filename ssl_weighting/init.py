@@ -29,7 +29,7 @@ from ssl_weighting.files import whole_file
 
 SECONDS = {"cpu": 150.0, "cuda": 600.0}
 """What a run may take."""
-FEWEST, MOST = 300, {"cpu": 1000, "cuda": 20_000}
+FEWEST, MOST = {"images": 600, "text": 200}, {"cpu": 1000, "cuda": 20_000}
 """θ steps."""
 ENCODERS = {"cpu": "sentence-transformers/all-MiniLM-L6-v2", "cuda": "bert-base-uncased"}
 LOOKED_AT = 300
@@ -81,7 +81,7 @@ def main(argv: list[str]) -> int:
         "--unlabelled", "--unlabeled", type=Path, metavar="DIR", help="the pool: a folder of images"
     )
     parser.add_argument(
-        "--no-flip", action="store_true", help="mirrored images are of another class: letters, digits"
+        "--flip", action="store_true", help="a mirrored image keeps its class: not letters, digits, arrows"
     )
     parser.add_argument("--test", type=Path, metavar="PATH", help="test examples, as --images or --text")
     parser.add_argument("--encoder", help="text: name on the Hugging Face hub, or folder, of the encoder")
@@ -91,8 +91,8 @@ def main(argv: list[str]) -> int:
         parser.error("--unlabelled is for images; in a table of texts, leave the pool's labels empty")
     if options.images and options.encoder:
         parser.error("--encoder is for texts")
-    if options.text and options.no_flip:
-        parser.error("--no-flip is for images")
+    if options.text and options.flip:
+        parser.error("--flip is for images")
     source: Path = options.images or options.text
     recipe = options.out or Path(f"{source.resolve().stem}.yaml")
     split = recipe.with_suffix(".split.json")
@@ -103,7 +103,7 @@ def main(argv: list[str]) -> int:
     _refuse_to_overwrite(recipe, split)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if options.images:
-        choice, module = _images(source, options.unlabelled, options.test, options.no_flip, device)
+        choice, module = _images(source, options.unlabelled, options.test, options.flip, device)
         body = _image_recipe
     else:
         choice, module = _texts(source, options.test, options.encoder or ENCODERS[device], device)
@@ -129,7 +129,7 @@ def _refuse_to_overwrite(*paths: Path) -> None:
 
 
 def _images(
-    source: Path, pool: Path | None, test: Path | None, no_flip: bool, device: str
+    source: Path, pool: Path | None, test: Path | None, flip: bool, device: str
 ) -> tuple[Choice, SSLData]:
     from ssl_weighting.data.images import KEPT_BYTES, Images
 
@@ -138,11 +138,13 @@ def _images(
     first = Images(source, pool, test)
     sides = _sides([file.path for file in first.given])
     size, pretrained = _image_size(sides, device, choice)
-    flip = not no_flip and any(len(name) > 1 for name in first.all_class_names)
     choice.data |= {"size": size, "flip": flip}
-    if not flip:
-        why = "as told" if no_flip else "classes named by single characters look like letters or digits"
-        choice.note("flip", "false", why)
+    why = (
+        "as told"
+        if flip
+        else "a mirrored 2 is no 2; --flip if a mirrored image keeps its class, as of animals"
+    )
+    choice.note("flip", str(flip).lower(), why)
     if pretrained:
         choice.data["normalise_by"] = "imagenet"
     if pool is None and all(file.label >= 0 for file in first.given):
@@ -156,7 +158,8 @@ def _images(
     if pretrained:
         labeled, unlabeled = labeled // 2, unlabeled // 2
     choice.data |= {"labeled_batch_size": labeled, "unlabeled_batch_size": unlabeled}
-    _choose_steps(choice, backbone, torch.rand(labeled + 2 * unlabeled, 3, size, size), device)
+    images = torch.rand(labeled + 2 * unlabeled, 3, size, size)
+    _choose_steps(choice, backbone, images, device, FEWEST["images"])
     return choice, module
 
 
@@ -185,7 +188,7 @@ def _image_size(sides: list[int], device: str, choice: Choice) -> tuple[int, boo
             "size", size, f"images of about {side} pixels, a pretrained network, and a {device.upper()}"
         )
         return size, True
-    largest = 32 if device == "cpu" or side < 48 else 64
+    largest = 24 if device == "cpu" else 32 if side < 48 else 64
     size = min(largest, max(8, side // 2 * 2))
     why = f"images of about {side} pixels"
     choice.note(
@@ -218,7 +221,7 @@ def _image_backbone(choice: Choice, pretrained: bool, device: str) -> Backbone:
         choice.backbone = ("WideResNet", {"batchnorm_momentum": 0.1})
         choice.note("network", "WRN-28-2", "the semi-supervised papers' network, on a GPU")
         return WideResNet(batchnorm_momentum=0.1)
-    channels = (16, 32, 64)
+    channels = (16, 32, 64, 128)
     choice.backbone = ("SmallConvNet", {"channels": channels})
     choice.note("network", "SmallConvNet", "trains from scratch in minutes on a CPU")
     return SmallConvNet(channels=channels)
@@ -231,12 +234,15 @@ def _image_recipe(choice: Choice, module: SSLData, split: Path, sizes: dict[str,
 # Images of {module.num_classes} classes, {sizes["labeled"] + sizes["validation"]} labels; UDA with per-example weights
 # Written by `ssl-weighting init`. Start it with `ssl-weighting fit --config` and this file.
 {_data_part("Images", arguments, sizes)}
-    # flip: mirrored images keep their class; false for letters, digits, left and right shoes
+    # flip: true if mirrored images keep their class, unlike letters, digits, left and right shoes
     # size: larger shows more and takes longer, by its square
 model:
 {_backbone_part(choice)}
   algorithm:
     class_path: UDA # or FixMatch, FlexMatch, ...: see docs/methods.md
+  labeled_augmentation: # without it, few pictures are learned by heart, by their colours
+    - class_path: ssl_weighting.augment.RandAugment
+      init_args: {{policy: uda}}
   influence:
     class_path: ExactLastLayer
     init_args: {{damping: reference_code}}
@@ -245,7 +251,7 @@ model:
     init_args: {{lr: {rate}, momentum: 0.9, nesterov: true, weight_decay: 0.0005}}
   # The weights λ: a short run visits each example only some ten times, so they move often and far.
   weighting: per_example # fixed: the plain method, for comparison
-  inner_steps: 1
+  inner_steps: 2
   warmup_steps: {choice.steps // 8}
   weight_optimizer: sgd
   weight_lr: 0.5
@@ -270,12 +276,23 @@ def _texts(source: Path, test: Path | None, encoder: str, device: str) -> tuple[
             raise UserError(f"{key} {path}: no such file")
     if Path(encoder).is_dir():
         encoder = str(Path(encoder).resolve())
+    else:
+        _require_hub(encoder)
     choice = Choice({"train": str(source.resolve())} | ({"test": str(test.resolve())} if test else {}))
-    choice.backbone = ("Transformer", {"name": encoder})
     choice.note(
         "encoder", encoder, "as given" if encoder not in ENCODERS.values() else f"fit for a {device.upper()}"
     )
-    backbone = Transformer(encoder)
+    arguments: dict[str, Any] = {"name": encoder}
+    if encoder.startswith("sentence-transformers/") or Path(encoder, "modules.json").is_file():
+        arguments["pooling"] = "mean"
+        choice.note("pooling", "mean", "a sentence encoder, which is trained for it")
+    if device == "cpu":
+        arguments["frozen_layers"] = _layers_of(encoder) * 2 // 3
+        choice.note(
+            "frozen layers", arguments["frozen_layers"], "keep what they know: a step takes half the time"
+        )
+    choice.backbone = ("Transformer", arguments)
+    backbone = Transformer(**arguments)
     first = Text(choice.data["train"], tokenizer=encoder)
     labels = first.read(train=True)
     if bool((labels.labels >= 0).all()):
@@ -299,8 +316,45 @@ def _texts(source: Path, test: Path | None, encoder: str, device: str) -> tuple[
     }
     # Half of the longest is about what padding to the longest of a batch comes to.
     ids = torch.ones(labeled + 2 * unlabeled, max(8, length // 2), dtype=torch.int64)
-    _choose_steps(choice, backbone, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, device)
+    tokens = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    _choose_steps(choice, backbone, tokens, device, FEWEST["text"])
     return choice, module
+
+
+def _layers_of(encoder: str) -> int:
+    """Number of an encoder's layers; 0 if its configuration does not say."""
+    from transformers import AutoConfig
+
+    try:
+        return int(getattr(AutoConfig.from_pretrained(encoder), "num_hidden_layers", 0))
+    except (OSError, ValueError):  # the encoder itself will say what is wrong
+        return 0
+
+
+def _require_hub(encoder: str) -> None:
+    """Refuse at once an encoder that is not on this machine while there is no network: transformers tries for minutes.
+
+    Raises:
+        UserError: With what to do instead.
+    """
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise UserError("--text: needs the text extra: pip install 'ssl-weighting[text]'") from error
+    if Path(encoder).is_absolute():
+        raise UserError(f"--encoder {encoder}: no such folder")
+    if huggingface_hub.try_to_load_from_cache(encoder, "config.json") is not None:
+        return
+    try:
+        huggingface_hub.HfApi().model_info(encoder, timeout=10)
+    except huggingface_hub.errors.HfHubHTTPError:
+        return  # the hub answers; what it says is told when the encoder is read
+    except Exception as error:  # its client's kinds of a missing network change from version to version
+        raise UserError(
+            f"--encoder {encoder}: not on this machine, and the Hugging Face hub cannot be reached "
+            f"({type(error).__name__}); give --encoder a folder that holds config.json, model.safetensors and the "
+            "tokenizer's files"
+        ) from None
 
 
 def _text_recipe(choice: Choice, module: SSLData, split: Path, sizes: dict[str, int]) -> str:
@@ -386,11 +440,11 @@ def _set_up(module: SSLData, choice: Choice) -> None:
             choice.note("left out", "", str(warning.message))
 
 
-def _choose_steps(choice: Choice, backbone: Backbone, inputs: Any, device: str) -> None:
+def _choose_steps(choice: Choice, backbone: Backbone, inputs: Any, device: str, fewest: int) -> None:
     """As many θ steps as the time allows, by timing the network on one step's examples."""
     seconds = _seconds(backbone.to(device).train(), _on(inputs, device), device)
     each = 1.6 * seconds  # Λ steps, augmentation and the optimiser come on top
-    steps = min(MOST[device], max(FEWEST, int(SECONDS[device] / each) // 50 * 50))
+    steps = min(MOST[device], max(fewest, int(SECONDS[device] / each) // 50 * 50))
     choice.steps = steps
     choice.note(
         "max_steps", steps, f"a step takes some {each:.2g} s here, the whole about {_minutes(steps * each)}"

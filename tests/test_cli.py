@@ -2,6 +2,9 @@
 
 import csv
 import json
+import subprocess
+import sys
+import warnings
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -9,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from ssl_weighting import cli, recipes
 from ssl_weighting.cli import main
 from ssl_weighting.recipes import recipe_folder, recipe_names
 
@@ -252,3 +256,26 @@ def test_every_recipe_begins_with_what_it_is(name):
     text = (recipe_folder() / f"{name}.yaml").read_text()
     assert text.startswith("# ")
     assert yaml.safe_load(text)["trainer"]["max_steps"] >= 1
+
+
+def test_own_warnings_are_one_line_without_a_place_in_the_code(monkeypatch, capsys):
+    def command(argv):
+        warnings.warn_explicit(
+            "2 images\ncannot be read", UserWarning, str(Path(cli.__file__).with_name("x.py")), 7
+        )
+        warnings.warn_explicit("strange", UserWarning, "/elsewhere/torch.py", 7)
+        return 0
+
+    monkeypatch.setattr(recipes, "main", command)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert main(["recipes"]) == 0
+    own, other = capsys.readouterr().err.splitlines()[:2]
+    assert own == "warning: 2 images cannot be read"
+    assert "/elsewhere/torch.py:7" in other
+
+
+def test_a_reader_who_leaves_is_no_fault(tmp_path):
+    command = f"{sys.executable} -m ssl_weighting recipes | true"
+    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stderr == ""

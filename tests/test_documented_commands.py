@@ -31,7 +31,7 @@ from lightning.pytorch.cli import LightningCLI
 from markdown_it import MarkdownIt
 from PIL import Image
 
-from ssl_weighting.bench import influence, per_example_gradient
+from ssl_weighting.bench import influence, memory, per_example_gradient, throughput
 from ssl_weighting.cli import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -353,6 +353,23 @@ def cut_benches(patch: pytest.MonkeyPatch) -> None:
         )
         patch.setattr(module, "parse", cut)
     patch.setattr(influence, "ROWS", [("exact", "last_layer"), ("identity", "all")])
+    parse_throughput = throughput.parse
+    small = {
+        "methods": ("uda",),
+        "precisions": ("32-true",),
+        "variants": ("plain",),
+        "labeled": 2,
+        "depth": 10,
+    }
+    patch.setattr(throughput, "_peer", lambda text: tuple(text.split("=")))  # whose checkouts are not here
+    patch.setattr(
+        throughput,
+        "parse",
+        lambda *given: dataclasses.replace(
+            parse_throughput(*given), **small, unlabeled=4, width=1, rounds=1, peers=()
+        ),
+    )
+    patch.setattr(memory, "run", lambda steps, device: {"steps": steps})  # minutes of training
 
 
 class _ParsedError(Exception):

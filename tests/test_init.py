@@ -86,16 +86,17 @@ def test_without_a_pool_some_labels_are_put_aside(here, capsys):
     images(here / "labelled", names=("0", "1", "10"), each=20)
     assert main(["init", "--images", "labelled"]) == 0
     data = recipe("labelled.yaml")["data"]["init_args"]
-    assert (data["num_labeled"], data["flip"]) == (12, True)
+    assert (data["num_labeled"], data["flip"]) == (12, False)
     assert "no pool was given" in re.sub(r"[│\s]+", " ", capsys.readouterr().out)
     assert main(["fit", "--config", "labelled.yaml", *BUDGET]) == 0
 
 
-@pytest.mark.parametrize(("names", "options"), [(("0", "1", "b"), []), (("nil", "one"), ["--no-flip"])])
-def test_characters_are_not_mirrored(here, names, options):
-    images(here / "labelled", names=names, each=12)
-    assert main(["init", "--images", "labelled", *options]) == 0
-    assert recipe("labelled.yaml")["data"]["init_args"]["flip"] is False
+def test_images_are_mirrored_only_if_told(here):
+    images(here / "labelled", names=("cat", "dog"), each=12)
+    assert main(["init", "--images", "labelled", "--out", "plain.yaml"]) == 0
+    assert main(["init", "--images", "labelled", "--flip", "--out", "flipped.yaml"]) == 0
+    assert recipe("plain.yaml")["data"]["init_args"]["flip"] is False
+    assert recipe("flipped.yaml")["data"]["init_args"]["flip"] is True
 
 
 def test_large_images_take_a_pretrained_network_where_there_is_one(here, monkeypatch):
@@ -114,7 +115,7 @@ def test_large_images_take_a_pretrained_network_where_there_is_one(here, monkeyp
 
 def test_steps_fit_into_the_time(here, monkeypatch):
     images(here / "labelled", names=("a1", "b1"))
-    for seconds, expected in ((1e-6, init.MOST["cpu"]), (1e6, init.FEWEST), (0.25, 350)):
+    for seconds, expected in ((1e-6, init.MOST["cpu"]), (1e6, init.FEWEST["images"]), (0.125, 750)):
         monkeypatch.setattr(init, "_seconds", lambda *_, s=seconds: s)
         assert main(["init", "--images", "labelled", "--out", f"r{expected}.yaml"]) == 0
         assert recipe(f"r{expected}.yaml")["trainer"]["max_steps"] == expected
@@ -165,3 +166,20 @@ def test_bad_input(here, options, message, capsys):
     assert message in said
     assert "\n" not in said
     assert not list(here.glob("*.yaml")) + list(here.glob("*.json"))
+
+
+def test_an_encoder_that_cannot_be_had_is_refused_at_once(here, monkeypatch, capsys):
+    hub = pytest.importorskip("huggingface_hub")
+
+    def unreachable(*_, **__):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(hub, "try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr(hub.HfApi, "model_info", unreachable)
+    Path("films.csv").write_text("text,label\n" + "\n".join(f"film {i},{i % 2}" for i in range(20)) + "\n")
+    assert main(["init", "--text", "films.csv"]) == 2
+    said = capsys.readouterr().err.strip()
+    assert "give --encoder a folder that holds config.json" in said
+    assert "\n" not in said
+    assert main(["init", "--text", "films.csv", "--encoder", "/no/such"]) == 2
+    assert "--encoder /no/such: no such folder" in capsys.readouterr().err

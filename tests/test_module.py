@@ -400,3 +400,22 @@ def test_a_lambda_step_sees_theta_after_the_step_in_bfloat16():
         module(influence=Watching(), inner_steps=1, warmup_steps=0), digits(), steps=4, precision="bf16-mixed"
     )
     assert differences == [0.0] * 4
+
+
+class _Blank(torch.nn.Module):
+    """Shows nothing of the pictures, and counts them."""
+
+    seen = 0
+
+    def forward(self, images):
+        self.seen += len(images)
+        return torch.zeros_like(images)
+
+
+def test_labelled_examples_alone_get_their_augmentation():
+    blank = _Blank()
+    data = digits()
+    train(module(Supervised(), labeled_augmentation=[blank]), data, steps=3)
+    assert (
+        blank.seen == 3 * data.labeled_batch_size + 2
+    )  # two are shown before training, to see whether they fit

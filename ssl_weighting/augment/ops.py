@@ -316,8 +316,8 @@ OPS: dict[str, Op] = {
 def apply_ops(images: Tensor, names: Sequence[str], choice: Tensor, magnitude: Tensor) -> Tensor:
     """Give every image its own sequence of operations.
 
-    The images that drew the same operation go through it together; how many they are is read from the device
-    once a call, the only wait for it.
+    The images that drew the same operation go through it together. How many they are is read from ``choice``:
+    where that lies on the CPU nothing waits for the images' device, else the call waits for it once.
 
     Args:
         images: float32 (B, C, H, W) in [0, 1].
@@ -331,6 +331,8 @@ def apply_ops(images: Tensor, names: Sequence[str], choice: Tensor, magnitude: T
     order = choice.argsort(dim=1, stable=True)
     hits = torch.zeros(len(choice), len(names) + 1, dtype=torch.int64, device=choice.device)
     counts = hits.scatter_add_(1, choice + 1, torch.ones_like(choice)).tolist()
+    order = order.to(images.device, non_blocking=True)
+    magnitude = magnitude.to(images.device, non_blocking=True)
     result = images.clone()
     # Autocast would run the matrix products in half precision, which is too coarse for 8-bit levels.
     with torch.autocast(images.device.type, enabled=False):

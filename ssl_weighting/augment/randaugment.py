@@ -80,9 +80,6 @@ class RandAugment(nn.Module):
         ValueError: if ``policy`` is neither.
     """
 
-    table: Tensor
-    signed: Tensor
-
     def __init__(self, policy: Literal["fixmatch", "uda"] = "fixmatch") -> None:
         super().__init__()
         if policy not in _POLICIES:
@@ -91,9 +88,10 @@ class RandAugment(nn.Module):
         self.policy = policy
         self.names = tuple(strengths)
         table = [[strength.at(level) for level in range(1, 10)] for strength in strengths.values()]
-        self.register_buffer("table", torch.tensor(table), persistent=False)
+        # On the CPU whatever the images' device: how many drew an operation is then known without a wait.
+        self.table = torch.tensor(table)
         signed = [strength.signed for strength in strengths.values()]
-        self.register_buffer("signed", torch.tensor(signed), persistent=False)
+        self.signed = torch.tensor(signed)
 
     def forward(self, images: Tensor) -> Tensor:
         """Augment each image by its own two operations.
@@ -111,17 +109,17 @@ class RandAugment(nn.Module):
         return apply_ops(images, self.names, *self.draw(len(images)))
 
     def draw(self, batch: int) -> tuple[Tensor, Tensor]:
-        """Draw the policies of ``batch`` images.
+        """Draw the policies of ``batch`` images, on the CPU.
 
         Returns:
             Positions in ``names``, int64 (2, batch), -1 where the operation is not applied, and the
             magnitudes, float32 (2, batch), signs included.
         """
-        shape, device = (2, batch), self.table.device
-        choice = torch.randint(len(self.names), shape, device=device)
-        magnitude = self.table[choice, torch.randint(self.table.shape[1], shape, device=device)]
-        negative = self.signed[choice] & (torch.rand(shape, device=device) < 0.5)
-        applied = torch.rand(shape, device=device) < 0.5
+        shape = (2, batch)
+        choice = torch.randint(len(self.names), shape)
+        magnitude = self.table[choice, torch.randint(self.table.shape[1], shape)]
+        negative = self.signed[choice] & (torch.rand(shape) < 0.5)
+        applied = torch.rand(shape) < 0.5
         return torch.where(applied, choice, -1), torch.where(negative, -magnitude, magnitude)
 
     def extra_repr(self) -> str:

@@ -111,6 +111,8 @@ class Classifier(nn.Module):
         num_classes: C.
         symmetric_binary_head: With two classes, use :class:`SymmetricBinaryHead`.
         extra_heads: Further heads by name, with their number of classes (ReMixMatch's rotation head).
+        targets_apart: Run batches that only make targets in a pass of their own, whatever the backbone; see
+            :meth:`joint`.
     """
 
     def __init__(
@@ -119,9 +121,10 @@ class Classifier(nn.Module):
         num_classes: int,
         symmetric_binary_head: bool = True,
         extra_heads: Mapping[str, int] | None = None,
+        targets_apart: bool = False,
     ) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone, self.targets_apart = backbone, targets_apart
         binary = symmetric_binary_head and num_classes == 2
         heads: dict[str, Head | SymmetricBinaryHead] = {
             "classifier": SymmetricBinaryHead(backbone.feature_dim)
@@ -149,10 +152,10 @@ class Classifier(nn.Module):
 
         Args:
             inputs: The batches.
-            constant: Positions of those that only make targets. Where nothing couples examples they run apart and
-                without a graph, which saves their backward pass.
+            constant: Positions of those that only make targets. Where nothing couples examples, or with
+                ``targets_apart``, they run apart and without a graph, which saves their backward pass.
         """
-        if constant and self.backbone.regroups and torch.is_grad_enabled():
+        if constant and (self.backbone.regroups or self.targets_apart) and torch.is_grad_enabled():
             moving = [i for i in range(len(inputs)) if i not in constant]
             # First: autocast keeps low-precision weights, and those made without a graph would be met again.
             outputs = dict(zip(moving, self.joint(*(inputs[i] for i in moving)), strict=True))

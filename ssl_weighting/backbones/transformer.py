@@ -77,10 +77,10 @@ class Transformer(Backbone):
             nn.init.zeros_(dense.bias)
             self.pooler = nn.Sequential(dense, nn.Tanh())
         self.dropout = nn.Dropout(dropout)
-        name, layers = _layers(self.encoder)
-        if not 0 <= frozen_layers < len(layers):
+        name, stack = _layers(self.encoder)
+        if not 0 <= frozen_layers < len(stack):
             raise UserError(
-                f"model.backbone.frozen_layers={frozen_layers}: must be at least 0 and below {len(layers)}, the "
+                f"model.backbone.frozen_layers={frozen_layers}: must be at least 0 and below {len(stack)}, the "
                 "encoder's number of layers"
             )
         if frozen_layers:
@@ -88,7 +88,7 @@ class Transformer(Backbone):
                 if own.startswith(f"{name}.{frozen_layers}."):
                     break
                 parameter.requires_grad_(False)
-        self.last_block = _last_layer(self.encoder, name, len(layers))
+        self.last_block = _last_layer(self.encoder, name, len(stack))
         self.train()  # from_pretrained leaves evaluation mode, and Lightning keeps modes as they are
 
     def initialise_head(self, weight: Tensor) -> None:
@@ -220,7 +220,11 @@ def _pretrained(name: str, layers: int | None) -> tuple[Any, bool]:
         ) from None
     missing = [key for key in report["missing_keys"] if "pooler" not in key]
     if missing:
-        mend = "give a whole encoder" if layers is None else f"is model.backbone.layers={layers} more than it has?"
+        mend = (
+            "give a whole encoder"
+            if layers is None
+            else f"is model.backbone.layers={layers} more than it has?"
+        )
         raise UserError(
             f"model.backbone.name={name}: its weights lack {missing[0]} and {len(missing) - 1} more; {mend}"
         )

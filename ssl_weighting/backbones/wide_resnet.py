@@ -56,7 +56,7 @@ class WideResNet(Backbone):
             groups.append(nn.Sequential(*group))
         self.groups = nn.Sequential(*groups)
         self.norm = _norm(channels, batchnorm_momentum)
-        self.activation = nn.LeakyReLU(0.1)
+        self.activation = _activation()
         self.feature_dim = channels
         self.last_block = rf"groups\.2\.{units - 1}\.|norm\."
 
@@ -75,7 +75,7 @@ class _Unit(nn.Module):
         self.norm1, self.conv1 = _norm(channels, momentum), _conv(channels, filters, 3, stride)
         self.norm2, self.conv2 = _norm(filters, momentum), _conv(filters, filters, 3)
         self.shortcut = nn.Identity() if channels == filters else _conv(channels, filters, 1, stride)
-        self.activation = nn.LeakyReLU(0.1)
+        self.activation = _activation()
 
     def forward(self, x: Tensor) -> Tensor:
         """The unit's output, of the convolutions' shape."""
@@ -113,6 +113,11 @@ class _SameStride(nn.Sequential):
             pads += [total // 2, total - total // 2]
         out: Tensor = conv(torch.nn.functional.pad(x, pads))
         return out
+
+
+def _activation() -> nn.LeakyReLU:
+    """In the memory of its input, a batch norm's output, which nobody else reads."""
+    return nn.LeakyReLU(0.1, inplace=True)
 
 
 def _norm(channels: int, momentum: float) -> nn.BatchNorm2d:

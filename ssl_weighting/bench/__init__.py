@@ -1,14 +1,16 @@
-"""The paper's Section 4.4, side by side in one run: ``ssl-weighting bench influence`` and its sibling."""
+"""Speed, side by side in one run: the paper's Section 4.4, and the training loop against its floor and peers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from ssl_weighting.bench import influence, per_example_gradient
+from ssl_weighting.bench import influence, memory, per_example_gradient, throughput
 
 BENCHMARKS: dict[str, Callable[[list[str]], int]] = {
     "influence": influence.main,
     "per-example-gradient": per_example_gradient.main,
+    "throughput": throughput.main,
+    "memory": memory.main,
 }
 
 

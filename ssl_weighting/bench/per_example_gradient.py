@@ -155,6 +155,9 @@ def _plain(options: Options) -> tuple[nn.Module, Tensor, Tensor, dict[str, Tenso
     head = nn.Linear(setup.network.backbone.feature_dim, 10, device=options.device)  # peers go by exact type
     head.load_state_dict(setup.network.heads["classifier"].state_dict())
     network = nn.Sequential(setup.network.backbone, head).eval()
+    for module in network.modules():
+        if isinstance(module, nn.LeakyReLU):
+            module.inplace = False  # which the peers' backward hooks forbid
     generator = torch.Generator().manual_seed(1)
     direction = {}
     for name, p in setup.network.named_parameters():

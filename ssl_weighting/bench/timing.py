@@ -315,23 +315,34 @@ def _cuda_peak(call: Callable[[], object]) -> int:
 
 def _report_peak(pipe: Any, make: MakeCalls, name: str, options: Options) -> None:
     call = make(options)[name]()
-    before = _reset_high_water()
+    before = reset_high_water()
     call()
-    pipe.send(_high_water() - before)
+    pipe.send(high_water() - before)
     pipe.close()
 
 
-def _reset_high_water() -> int:
+def reset_high_water() -> int:
+    """Forget the largest resident memory, where the system can; and what it is now."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    return _high_water()
+    return high_water()
 
 
-def _high_water() -> int:
+def high_water() -> int:
+    """Bytes that the process held at most, since :func:`reset_high_water`."""
+    return _status("VmHWM")
+
+
+def resident() -> int:
+    """Bytes that the process holds; where the system does not tell, the most it ever held."""
+    return _status("VmRSS")
+
+
+def _status(field: str) -> int:
     status = Path("/proc/self/status")
     if status.is_file():
         for line in status.read_text().splitlines():
-            if line.startswith("VmHWM"):
+            if line.startswith(field):
                 return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
 
@@ -342,10 +353,9 @@ def relative_error(value: Tensor, truth: Tensor) -> float:
     return float((value - truth).abs().max() / truth.abs().max())
 
 
-def machine(options: Options) -> str:
+def machine(device: str) -> str:
     """The machine, in words."""
-    device = torch.device(options.device)
-    if device.type == "cuda":
+    if torch.device(device).type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
@@ -358,7 +368,7 @@ def machine(options: Options) -> str:
 
 def report(title: str, rows: list[Row], reference_seconds: float, options: Options) -> None:
     """Print the table, and write the JSON file if one is asked for."""
-    table = Table(title=f"{title}\n{machine(options)}")
+    table = Table(title=f"{title}\n{machine(options.device)}")
     for heading in ("", "scope"):
         table.add_column(heading)
     for heading in ("seconds", "ratio", "peak MiB", "error"):
@@ -375,7 +385,7 @@ def report(title: str, rows: list[Row], reference_seconds: float, options: Optio
     Console().print(table)
     if options.json:
         result = {
-            "machine": machine(options),
+            "machine": machine(options.device),
             "options": asdict(options),
             "reference_seconds": reference_seconds,
             "rows": [asdict(row) for row in rows],

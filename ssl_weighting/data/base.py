@@ -6,6 +6,7 @@ import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -158,6 +159,13 @@ class Stream(Sampler[list[int]]):
         return self.stop
 
 
+@lru_cache(maxsize=16)
+def _on_device(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Constants as a tensor, kept: sending them to a GPU waits for it."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype, device=device)
+
+
 def _same(batch: Any) -> Any:
     return batch
 
@@ -283,7 +291,8 @@ class SSLData(LightningDataModule, ABC):
         if not self.mean:
             return inputs
         shape = (-1, *[1] * (inputs.dim() - 2))
-        return (inputs - inputs.new_tensor(self.mean).view(shape)) / inputs.new_tensor(self.std).view(shape)
+        mean, std = (_on_device(tuple(v), inputs.dtype, inputs.device) for v in (self.mean, self.std))
+        return (inputs - mean.view(shape)) / std.view(shape)
 
     # ---- what the module uses -----------------------------------------------------------------------------
 

@@ -1,0 +1,102 @@
+"""Λ's own part of a Λ step by the size of the pool: gather λ, influence algebra of the exact last layer, M-Adam.
+
+320 unlabelled, 64 labelled and 256 validation examples, 10 classes, 128 features; the pools take turns.
+
+    python benchmarks/lambda_by_pool.py [--rounds 300] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ssl_weighting.backbones.base import Classifier
+from ssl_weighting.backbones.wide_resnet import WideResNet
+from ssl_weighting.bench.timing import machine
+from ssl_weighting.influence import ExactLastLayer
+from ssl_weighting.optim import MaskedAdam
+from ssl_weighting.terms import CROSS_ENTROPY, LossTerm, Objective
+from ssl_weighting.weights import ExampleWeights
+
+SIZES = (10**5, 10**8)
+
+
+def lambda_part(sizes: tuple[int, ...] = SIZES, rounds: int = 300) -> dict[str, float]:
+    """Λ's own part and the update alone, medians in seconds, for a small and a large |U|."""
+    torch.manual_seed(0)
+    network = Classifier(WideResNet(), 10)
+
+    def term(n: int, index: Tensor | None = None) -> LossTerm:
+        features = torch.randn(n, 128).relu()
+        logits = network.heads["classifier"](features).detach()
+        return LossTerm(
+            "t",
+            None,
+            features,
+            logits,
+            torch.eye(10)[torch.arange(n) % 10],
+            CROSS_ENTROPY,
+            torch.ones(n),
+            index,
+        )
+
+    known, validation, solver = term(64), term(256), ExactLastLayer()
+    weights = {n: ExampleWeights(n, partial(MaskedAdam)) for n in sizes}
+    for w in weights.values():  # touch all memory once, so that page faults are not counted
+        w.step(torch.tensor([0]), torch.tensor([1.0]))
+        state = w._current_optimizer().state[w.values]["moments"]
+        state.fill_(0.0)
+        w.values.fill_(1.0)
+    update: dict[int, list[float]] = {n: [] for n in sizes}
+    whole: dict[int, list[float]] = {n: [] for n in sizes}
+    for number in range(rounds):
+        for n in sizes:
+            index = torch.randint(0, n, (320,))
+            gradient = torch.randn(320)
+            if number % 10 == 0:
+                guessed = term(320, index)
+                start = time.perf_counter()
+                objective = Objective([known, guessed], [None, weights[n].gather(index)])
+                weights[n].step(index, solver(network, objective, validation)[0])
+                whole[n].append(time.perf_counter() - start)
+            else:
+                start = time.perf_counter()
+                weights[n].gather(index)
+                weights[n].step(index, gradient)
+                update[n].append(time.perf_counter() - start)
+    small, large = (statistics.median(whole[n]) for n in sizes)
+    small_update, large_update = (statistics.median(update[n]) for n in sizes)
+    return {
+        "lambda_part_seconds_1e5": small,
+        "lambda_part_seconds_1e8": large,
+        "lambda_part_ratio": large / small,
+        "update_alone_seconds_1e5": small_update,
+        "update_alone_seconds_1e8": large_update,
+        "update_alone_ratio": large_update / small_update,
+    }
+
+
+def main() -> None:
+    """Print all figures."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=300)
+    parser.add_argument("--json")
+    options = parser.parse_args()
+    result = {"machine": machine("cpu"), **lambda_part(rounds=options.rounds)}
+    for name, value in result.items():
+        print(f"{name:28s} {value:.6g}" if isinstance(value, float) else f"{name:28s} {value}")
+    if options.json:
+        Path(options.json).write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
