@@ -32,7 +32,7 @@ def test_recipe_trains(name, tmp_path, image_sets, request):
                 "--model.backbone.name",
                 str(bert),
             ),
-            *("--model.backbone.frozen_layers", "0"),
+            *("--model.backbone.layers", "null", "--model.backbone.frozen_layers", "0"),
             *("--data.cache", str(tmp_path / "cache")),
         ]
     if name.startswith(("cifar10", "svhn")):

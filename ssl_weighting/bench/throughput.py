@@ -33,6 +33,7 @@ from ssl_weighting.bench.turns import Loop, Turn, Turns, take_turns
 from ssl_weighting.data.base import InMemory, SSLData
 from ssl_weighting.errors import UserError
 from ssl_weighting.files import whole_file
+from ssl_weighting.influence import ExactLastLayer
 from ssl_weighting.module import SSLModule
 
 INNER_STEPS = 100
@@ -254,8 +255,9 @@ def _report(summaries: Sequence[Summary], options: Options) -> None:
         f"{options.labeled}/{'/'.join(dict.fromkeys(str(options.unlabeled_of(m)) for m in options.methods))}"
     )
     name = machine(options.device)
-    table = Table(title=f"WRN-{options.depth}-{options.width}, {sizes} images\n{name}")
-    table.add_column("")
+    title = f"WRN-{options.depth}-{options.width}, {sizes} images\n{name}"
+    table = Table(title=title, box=None, padding=(0, 1, 0, 0))  # fits into 80 columns
+    table.add_column("", no_wrap=True)
     for heading in ("", "step s", "loop s", "floor s", "images/s", "MiB", "÷ floor", "data %", "Λ %"):
         table.add_column(heading, justify="right", no_wrap=True)
     for summary in summaries:
@@ -375,6 +377,7 @@ def _ours(options: Options, method: str, variant: str, precision: str, turns: Tu
         10,
         WideResNet(options.depth, options.width),
         METHODS[method].make(),
+        ExactLastLayer(damping=1e4),  # not every method's loss is convex; the cost does not depend on it
         inner_steps=options.steps,
         compile="compiled" in variant,
         target_pass="apart" if "apart" in variant else "joint",

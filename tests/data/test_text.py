@@ -229,7 +229,7 @@ def test_methods_train_on_a_csv_of_three_classes(tiny_bert, tmp_path, method):
             str(tmp_path),
         ),
         *("--data.num_labeled", "6", "--data.num_validation", "6", "--trainer.max_steps", "3"),
-        *("--model.backbone.frozen_layers", "0"),
+        *("--model.backbone.layers", "null", "--model.backbone.frozen_layers", "0"),
         *("--model.inner_steps", "1", "--model.warmup_steps", "0", "--model.update_masked", "true"),
         *(
             "--data.labeled_batch_size",
