@@ -100,7 +100,7 @@ class Recorder(Influence):
 
 def run(pool: str, seed: int) -> list[list[str]]:
     """Rows of one training, as the recipe `demo` has it but for the weights."""
-    seed_everything(seed)
+    seed_everything(seed, verbose=False)
     recorder = Recorder()
     known, foreign = POOLS[pool]
     data = Digits(

@@ -95,12 +95,12 @@ def draw_training(records: list[Record]) -> Figure:
 
 
 def _line_with_band(axis: Axes, steps: np.ndarray, values: np.ndarray, label: str, colour: str) -> None:
-    """Values (seeds, steps): their mean, and a band of one standard deviation where there are several."""
+    """Values (seeds, steps), none negative: their mean, and a band of one standard deviation where there are several."""
     mean = values.mean(0)
     axis.plot(steps, mean, color=colour, label=f"{label} ({len(values)})", linewidth=1.5)
     if len(values) > 1:
         std = values.std(0, ddof=1)
-        axis.fill_between(steps, mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)
+        axis.fill_between(steps, (mean - std).clip(min=0), mean + std, color=colour, alpha=0.15, linewidth=0)
 
 
 def draw_factor(records: list[Record]) -> Figure:
