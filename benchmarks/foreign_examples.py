@@ -12,20 +12,19 @@ from __future__ import annotations
 
 import argparse
 import csv
-import logging
 import statistics
-import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import seed_everything
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from ssl_weighting.algorithms.uda import UDA
 from ssl_weighting.backbones.conv import SmallConvNet
+from ssl_weighting.bench.loop import bare_trainer, quiet
 from ssl_weighting.data.digits import Digits
 from ssl_weighting.influence.base import Influence, Network
 from ssl_weighting.influence.exact import ExactLastLayer
@@ -111,12 +110,7 @@ def run(pool: str, seed: int) -> list[list[str]]:
         5, SmallConvNet(1), UDA(), recorder, inner_steps=EVERY, warmup_steps=50, weight_optimizer="sgd",
         update_masked=True, ema_decay=0.99,
     )  # fmt: skip
-    trainer = Trainer(
-        max_steps=STEPS, max_epochs=-1, accelerator="cpu", logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0, num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-    )  # fmt: skip
-    trainer.fit(module, data)
+    bare_trainer(STEPS, "cpu").fit(module, data)
     own = module.unlabeled_labels() < 5
     rows = []
     for name, glances in recorder.glances.items():
@@ -139,8 +133,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
+    quiet()
     rows = [row for pool in POOLS for seed in range(options.seeds) for row in run(pool, seed)]
     if options.out:
         with open(options.out, "w", newline="", encoding="utf-8") as file:

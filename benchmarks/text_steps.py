@@ -17,12 +17,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import statistics
 import tempfile
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +30,7 @@ from torch import Tensor
 
 from ssl_weighting.algorithms.uda import UDA
 from ssl_weighting.backbones.transformer import Transformer, buckets
+from ssl_weighting.bench.loop import bare_trainer, quiet
 from ssl_weighting.data.imdb import Imdb
 from ssl_weighting.influence import ExactLastLayer
 from ssl_weighting.module import SSLModule
@@ -200,20 +199,8 @@ def measure(options: argparse.Namespace, encoder: str) -> dict[str, Any]:
         warmup_steps=STEPS,  # the watch makes the Λ steps
     )
     watch = Watch(Plain(encoder, device, precision), device)
-    trainer = Trainer(
-        max_steps=options.steps + 1,
-        accelerator="cpu" if device == "cpu" else "gpu",
-        devices=1,
-        precision="32-true" if precision is None else "bf16-mixed",
-        callbacks=[watch],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        use_distributed_sampler=False,
-    )
-    trainer.fit(module, data)
+    mixed = "32-true" if precision is None else "bf16-mixed"
+    bare_trainer(options.steps + 1, device, watch, precision=mixed).fit(module, data)
     median = {
         name: statistics.median(values[1:]) for name, values in watch.seconds.items()
     }  # the first warms up
@@ -249,9 +236,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    for logger in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(logger).setLevel(logging.ERROR)
+    quiet()
     if options.device == "cpu":
         torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:

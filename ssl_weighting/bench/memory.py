@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import statistics
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 
 from ssl_weighting.algorithms.uda import UDA
 from ssl_weighting.backbones.wide_resnet import WideResNet
-from ssl_weighting.bench.throughput import RandomImages
+from ssl_weighting.bench.loop import RandomImages, bare_trainer, quiet
 from ssl_weighting.bench.timing import machine, resident
 from ssl_weighting.errors import UserError
 from ssl_weighting.files import whole_file
@@ -70,27 +68,11 @@ def run(steps: int, device: str) -> dict[str, float]:
     Returns:
         Bytes after 500 steps and at the end, and the slope in bytes a step.
     """
-    warnings.filterwarnings("ignore")
-    for logger in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(logger).setLevel(logging.ERROR)
+    quiet()
     seed_everything(0, verbose=False)
     watch = _Watch()
-    trainer = Trainer(
-        max_steps=steps,
-        max_epochs=-1,
-        accelerator=torch.device(device).type,
-        devices=1,
-        callbacks=[watch],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        check_val_every_n_epoch=None,
-        use_distributed_sampler=False,
-    )
     data = RandomImages(labeled_batch_size=4, unlabeled_batch_size=8, validation_batch_size=8)
-    trainer.fit(SSLModule(10, WideResNet(10, 1), UDA(), inner_steps=20), data)
+    bare_trainer(steps, device, watch).fit(SSLModule(10, WideResNet(10, 1), UDA(), inner_steps=20), data)
     warm = {step: held for step, held in watch.seen.items() if step >= WARM}
     slope = statistics.linear_regression(list(warm), list(warm.values())).slope
     return {

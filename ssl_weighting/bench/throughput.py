@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -24,13 +23,12 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from rich.console import Console
 from rich.table import Table
 
-from ssl_weighting.augment import RandomFlipCrop
 from ssl_weighting.backbones.wide_resnet import WideResNet
 from ssl_weighting.bench.floor import METHODS, run_passes
+from ssl_weighting.bench.loop import RandomImages, bare_trainer
 from ssl_weighting.bench.peers import PEERS, PeerTask, kind_of
 from ssl_weighting.bench.timing import machine
 from ssl_weighting.bench.turns import Loop, Turn, Turns, take_turns
-from ssl_weighting.data.base import InMemory, SSLData
 from ssl_weighting.errors import UserError
 from ssl_weighting.files import whole_file
 from ssl_weighting.influence import ExactLastLayer
@@ -314,21 +312,6 @@ def _against_peers(summaries: Sequence[Summary], peers: Sequence[str]) -> list[s
 # ---- ours -------------------------------------------------------------------------------------------------
 
 
-class RandomImages(SSLData):
-    """Noise in the shape of CIFAR-10."""
-
-    name = "random"
-    all_class_names = tuple("0123456789")
-    augmentations = MappingProxyType({"weak": RandomFlipCrop(padding=4)})
-    mean = std = (0.5, 0.5, 0.5)
-
-    def load(self, train: bool) -> InMemory:
-        """Images uint8 (50000, 3, 32, 32) and labels int64 (50000,)."""
-        generator = torch.Generator().manual_seed(0)
-        images = torch.randint(0, 256, (50_000, 3, 32, 32), generator=generator, dtype=torch.uint8)
-        return InMemory(images, torch.arange(50_000) % 10)
-
-
 class _Timed(SSLModule):
     """The loop, telling of its views and of Λ."""
 
@@ -390,21 +373,7 @@ def _ours(options: Options, method: str, variant: str, precision: str, turns: Tu
         validation_batch_size=4 * options.labeled,
         num_workers=options.workers,
     )
-    trainer = Trainer(
-        max_steps=total_steps(options),
-        max_epochs=-1,
-        accelerator=turns.device.type,
-        devices=1,
-        precision=precision,  # type: ignore[arg-type]
-        callbacks=[_Watch(turns)],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        check_val_every_n_epoch=None,
-        use_distributed_sampler=False,
-    )
+    trainer = bare_trainer(total_steps(options), turns.device.type, _Watch(turns), precision=precision)
     if "compiled" not in variant:
         turns.after = partial(_measure_floor, options, method, variant, trainer, model, turns)
     trainer.fit(model, data)

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import multiprocessing
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ssl_weighting.bench.loop import quiet
 from ssl_weighting.bench.timing import high_water, reset_high_water
 from ssl_weighting.errors import UserError
 
@@ -228,9 +227,7 @@ def _received(loop: Loop, pipe: Any) -> Turn:
 def _take_part(pipe: Any, loop: Loop, steps: int, device: str, threads: int) -> None:
     if threads:
         torch.set_num_threads(threads)
-    warnings.filterwarnings("ignore")
-    for logger in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(logger).setLevel(logging.ERROR)
+    quiet()
     said = "its loop came to an end"
     try:
         with contextlib.redirect_stdout(io.StringIO()):
