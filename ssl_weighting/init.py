@@ -31,6 +31,8 @@ SECONDS = {"cpu": 150.0, "cuda": 600.0}
 """What a run may take."""
 FEWEST, MOST = {"images": 600, "text": 200}, {"cpu": 1000, "cuda": 20_000}
 """θ steps."""
+WHOLE = {"images": 1.6, "text": 2.8}
+"""Time of training ÷ that of a step's passes: Λ steps, views, optimiser; partly frozen encoders spend it on forwards."""
 ENCODERS = {"cpu": "sentence-transformers/all-MiniLM-L6-v2", "cuda": "bert-base-uncased"}
 LOOKED_AT = 300
 """Images or texts whose size is looked at."""
@@ -159,7 +161,7 @@ def _images(
         labeled, unlabeled = labeled // 2, unlabeled // 2
     choice.data |= {"labeled_batch_size": labeled, "unlabeled_batch_size": unlabeled}
     images = torch.rand(labeled + 2 * unlabeled, 3, size, size)
-    _choose_steps(choice, backbone, images, device, FEWEST["images"])
+    _choose_steps(choice, backbone, images, device, "images")
     return choice, module
 
 
@@ -317,7 +319,7 @@ def _texts(source: Path, test: Path | None, encoder: str, device: str) -> tuple[
     # Half of the longest is about what padding to the longest of a batch comes to.
     ids = torch.ones(labeled + 2 * unlabeled, max(8, length // 2), dtype=torch.int64)
     tokens = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    _choose_steps(choice, backbone, tokens, device, FEWEST["text"])
+    _choose_steps(choice, backbone, tokens, device, "text")
     return choice, module
 
 
@@ -440,11 +442,11 @@ def _set_up(module: SSLData, choice: Choice) -> None:
             choice.note("left out", "", str(warning.message))
 
 
-def _choose_steps(choice: Choice, backbone: Backbone, inputs: Any, device: str, fewest: int) -> None:
+def _choose_steps(choice: Choice, backbone: Backbone, inputs: Any, device: str, kind: str) -> None:
     """As many θ steps as the time allows, by timing the network on one step's examples."""
     seconds = _seconds(backbone.to(device).train(), _on(inputs, device), device)
-    each = 1.6 * seconds  # Λ steps, augmentation and the optimiser come on top
-    steps = min(MOST[device], max(fewest, int(SECONDS[device] / each) // 50 * 50))
+    each = WHOLE[kind] * seconds
+    steps = min(MOST[device], max(FEWEST[kind], int(SECONDS[device] / each) // 50 * 50))
     choice.steps = steps
     choice.note(
         "max_steps", steps, f"a step takes some {each:.2g} s here, the whole about {_minutes(steps * each)}"

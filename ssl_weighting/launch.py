@@ -120,6 +120,8 @@ def explained(error: BaseException) -> UserError | None:
     message = " ".join(str(error).split())
     if isinstance(error, OSError) and error.errno in UNWRITABLE:
         return LocalError(unwritable(error.filename or "a file of the run", error))
+    if isinstance(error, UserError) and "in DataLoader worker" in message:  # with the worker's own traceback
+        return UserError(message.rpartition("UserError: ")[2])
     if isinstance(error, RuntimeError) and "DataLoader worker" in message:
         return LocalError(
             f"data.num_workers: {message.split('.')[0]}; something killed it, often for want of memory. The same "

@@ -15,6 +15,7 @@ import runpy
 import shlex
 import shutil
 import sys
+import tarfile
 import tomllib
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -313,7 +314,13 @@ class Workshop:
         recipe.write_text(passage.text, encoding="utf-8")
         content = yaml.safe_load(passage.text)
         below = [] if {"data", "model"} <= content.keys() else ["--config", "digits_uda"]
-        self.ssl_weighting(["fit", *below, "--config", str(recipe)])
+        cut = []
+        if content.get("data", {}).get("class_path") == "StreamedImages":
+            given = content["data"]["init_args"]
+            write_images(self.folder / given["labeled"], classes=3)
+            write_shard(self.folder / given["pool"].replace("*", "0"), count=40)
+            cut = ["--data.pool_size", "40"]
+        self.ssl_weighting(["fit", *below, "--config", str(recipe), *cut])
 
 
 PROGRAMS = {
@@ -328,6 +335,17 @@ PROGRAMS = {
     "cd": Workshop.nothing,
     ".": Workshop.nothing,
 }
+
+
+def write_shard(path: Path, count: int) -> None:
+    path.parent.mkdir(parents=True)
+    file = io.BytesIO()
+    Image.new("RGB", (20, 20), "green").save(file, "PNG")
+    with tarfile.open(path, "w") as tar:
+        for number in range(count):
+            member = tarfile.TarInfo(f"{number}.png")
+            member.size = len(file.getvalue())
+            tar.addfile(member, io.BytesIO(file.getvalue()))
 
 
 def simple_commands(line: str) -> list[list[str]]:

@@ -108,6 +108,7 @@ class Stream(Sampler[list[int]]):
         stop: One past the last batch; ``None`` for no end.
         rank: This process.
         world_size: Number of processes; each gets its own part of a batch of ``batch_size · world_size``.
+        block: If given, an epoch goes through the examples block by block of this size, and shuffles within each.
     """
 
     def __init__(
@@ -120,19 +121,21 @@ class Stream(Sampler[list[int]]):
         stop: int | None = None,
         rank: int = 0,
         world_size: int = 1,
+        block: int | None = None,
     ) -> None:
         self.size, self.batch_size, self.start, self.stop = size, batch_size, start, stop
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.block = rank, world_size, size if block is None else block
         self._key = f"{seed} {name}"
-        self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
+        self._held, self._order = "", torch.empty(0, dtype=torch.int64)
 
-    def _permutation(self, epoch: int) -> Tensor:
-        if epoch != self._epoch:
-            seed = int.from_bytes(hashlib.sha256(f"{self._key} {epoch}".encode()).digest()[:8], "little") >> 1
-            self._epoch, self._order = (
-                epoch,
-                torch.randperm(self.size, generator=torch.Generator().manual_seed(seed)),
-            )
+    def _permutation(self, epoch: int, block: int) -> Tensor:
+        key = f"{self._key} {epoch} {block}" if block else f"{self._key} {epoch}"
+        if key != self._held:
+            seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little") >> 1
+            first = block * self.block
+            count = min(self.block, self.size - first)
+            order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+            self._held, self._order = key, first + order
         return self._order
 
     def batch(self, number: int) -> Tensor:
@@ -140,8 +143,9 @@ class Stream(Sampler[list[int]]):
         first = (number * self.world_size + self.rank) * self.batch_size
         parts, needed = [], self.batch_size
         while needed:
-            epoch, offset = divmod(first, self.size)
-            part = self._permutation(epoch)[offset : offset + needed]
+            epoch, place = divmod(first, self.size)
+            block, offset = divmod(place, self.block)
+            part = self._permutation(epoch, block)[offset : offset + needed]
             parts.append(part)
             first, needed = first + len(part), needed - len(part)
         return torch.cat(parts)
@@ -192,6 +196,7 @@ class SSLData(LightningDataModule, ABC):
         pool_classes: Further classes that only the unlabelled pool holds: a dirty pool, as users have.
         foreign_fraction: Share of the unlabelled list that is of ``pool_classes``, at least 0 and below 1;
             the other examples of those classes are left out. Default: all of them are in.
+        num_unlabeled: Unlabelled examples, drawn from all there are; default all. The labelled ones are among them.
         split: A ``split.json`` to use, instead of drawing a split.
         split_seed: Seed of the split; default is the run's seed.
         evaluate_test: Also follow the test error during training. It never selects a model.
@@ -205,6 +210,8 @@ class SSLData(LightningDataModule, ABC):
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     has_test: bool = True
+    pool_block: int | None = None
+    """Unlabelled examples that are cheap to fetch together; ``None`` where any are."""
 
     def __init__(
         self,
@@ -217,6 +224,7 @@ class SSLData(LightningDataModule, ABC):
         known_classes: list[int] | None = None,
         pool_classes: list[int] | None = None,
         foreign_fraction: float | None = None,
+        num_unlabeled: int | None = None,
         split: Path | None = None,
         split_seed: int | None = None,
         evaluate_test: bool = False,
@@ -227,6 +235,7 @@ class SSLData(LightningDataModule, ABC):
         for key, value in (
             ("num_labeled", num_labeled),
             ("num_validation", num_validation),
+            ("num_unlabeled", num_unlabeled),
             ("labeled_batch_size", labeled_batch_size),
             ("unlabeled_batch_size", unlabeled_batch_size),
             ("validation_batch_size", validation_batch_size),
@@ -236,7 +245,11 @@ class SSLData(LightningDataModule, ABC):
                 raise UserError(f"data.{key}={value}: must be at least 1")
         if num_workers < 0:
             raise UserError(f"data.num_workers={num_workers}: must be at least 0")
-        self.num_labeled, self.num_validation = num_labeled, num_validation
+        self.num_labeled, self.num_validation, self.unlabeled_count = (
+            num_labeled,
+            num_validation,
+            num_unlabeled,
+        )
         self.labeled_batch_size, self.unlabeled_batch_size = labeled_batch_size, unlabeled_batch_size
         self.validation_batch_size, self.evaluation_batch_size = validation_batch_size, evaluation_batch_size
         self.num_workers, self.evaluate_test = num_workers, evaluate_test
@@ -348,6 +361,7 @@ class SSLData(LightningDataModule, ABC):
                     foreign_fraction=self.foreign_fraction,
                     num_labeled=self.num_labeled,
                     num_validation=self.num_validation,
+                    num_unlabeled=self.unlabeled_count,
                     seed=self._seed(),
                     first=self.labeled_first(train),
                 )
@@ -423,7 +437,18 @@ class SSLData(LightningDataModule, ABC):
         """
         loaders = {
             name: self._loader(
-                part, Stream(len(self.sets[part]), size, seed, name, start, stop, rank, world_size)
+                part,
+                Stream(
+                    len(self.sets[part]),
+                    size,
+                    seed,
+                    name,
+                    start,
+                    stop,
+                    rank,
+                    world_size,
+                    self.pool_block if part == "unlabeled" else None,
+                ),
             )
             for name, (part, size) in parts.items()
         }

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -228,7 +228,7 @@ class Images(SSLData):
         return ImageFiles([file for file, _ in good], self.size, pixels)
 
 
-def decode(path: str | os.PathLike[str], size: int) -> np.ndarray:
+def decode(path: str | os.PathLike[str] | BinaryIO, size: int) -> np.ndarray:
     """An image as uint8 (3, size, size): upright, RGB, the shorter side scaled to ``size``, cropped at the centre.
 
     Raises:

@@ -57,22 +57,31 @@ def _share(counts: Tensor, total: int) -> Tensor:
     return share
 
 
-def _some(foreign: list[Tensor], fraction: float, own: int, generator: torch.Generator) -> list[Tensor]:
-    """As many rows, class by class in proportion, as make ``fraction`` of a list with ``own`` others."""
+def _some(foreign: list[Tensor], wanted: int, generator: torch.Generator) -> list[Tensor]:
+    """So many rows, class by class in proportion."""
     counts = torch.tensor([len(rows) for rows in foreign])
-    wanted, there = round(own * fraction / (1 - fraction)), int(counts.sum())
-    if wanted > there:
-        largest = math.floor(1000 * there / (there + own)) / 1000
-        raise UserError(
-            f"data.foreign_fraction={fraction}: {own} unlabelled examples of the known classes need {wanted} "
-            f"foreign ones, data.pool_classes have {there}; at most {largest} can be reached"
-        )
-    if not wanted:
-        return []
     return [
         rows[torch.randperm(len(rows), generator=generator)[:share]]
-        for rows, share in zip(foreign, _share(counts, wanted).tolist(), strict=True)
+        for rows, share in zip(
+            foreign, _share(counts, wanted).tolist() if wanted else [0] * len(foreign), strict=True
+        )
     ]
+
+
+def _fewer(pool: Tensor, always: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """A mask of ``count`` of the rows that a mask (n,) bool has set, ``always`` among them."""
+    others = pool.clone()
+    others[always] = False
+    rows = others.nonzero().flatten()
+    if not 0 <= count - len(always) <= len(rows):
+        raise UserError(
+            f"data.num_unlabeled: {count} of them would not be foreign, and there are {len(always)} with a label and "
+            f"{len(rows)} without; change it, or data.foreign_fraction"
+        )
+    chosen = torch.zeros_like(pool)
+    chosen[always] = True
+    chosen[rows[torch.randperm(len(rows), generator=generator)[: count - len(always)]]] = True
+    return chosen
 
 
 def validation_shares(counts: Tensor) -> Tensor:
@@ -115,6 +124,7 @@ def make_split(
     foreign_fraction: float | None = None,
     num_labeled: int | None,
     num_validation: int | None,
+    num_unlabeled: int | None = None,
     seed: int,
     first: Tensor | None = None,
 ) -> Split:
@@ -132,6 +142,7 @@ def make_split(
             class in proportion to the classes' sizes; ``None`` for all of their examples.
         num_labeled: Size of the labelled list; ``None`` for all examples with a label that do not validate.
         num_validation: Size of the validation list; ``None`` for :func:`validation_shares`.
+        num_unlabeled: Size of the unlabelled list, the labelled examples among them; ``None`` for all there are.
         seed: Same seed, same split.
         first: Rows, int64, that are labelled before any others.
 
@@ -181,8 +192,29 @@ def make_split(
     pool = torch.isin(labels, torch.tensor([*known_classes, -1]))
     pool[validation] = False
     foreign = [(labels == c).nonzero().flatten() for c in pool_classes]
-    if foreign_fraction is not None:
-        foreign = _some(foreign, foreign_fraction, int(pool.sum()), generator)
+    own, there = int(pool.sum()), sum(map(len, foreign))
+    if num_unlabeled is not None:
+        if not len(labeled) < num_unlabeled <= own + there:
+            raise UserError(
+                f"data.num_unlabeled={num_unlabeled}: must be above the {len(labeled)} labelled examples, which are "
+                f"among the unlabelled ones, and at most the {own + there} there are"
+            )
+        share = there / (own + there) if foreign_fraction is None else foreign_fraction
+        wanted = round(num_unlabeled * share)
+        pool = _fewer(pool, labeled, num_unlabeled - wanted, generator)
+    elif foreign_fraction is not None:
+        wanted = round(own * foreign_fraction / (1 - foreign_fraction))
+    else:
+        wanted = there
+    if wanted > there:
+        own = int(pool.sum())
+        largest = math.floor(1000 * there / (there + own)) / 1000
+        raise UserError(
+            f"data.foreign_fraction={foreign_fraction}: {own} unlabelled examples of the known classes need {wanted} "
+            f"foreign ones, data.pool_classes have {there}; at most {largest} can be reached"
+        )
+    if wanted < there:
+        foreign = _some(foreign, wanted, generator)
     for rows in foreign:
         pool[rows] = True
     if num_labeled is None and int(pool.sum()) == len(labeled):

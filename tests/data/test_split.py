@@ -266,3 +266,48 @@ def test_left_out_numbers_fill_up_with_what_there_is(sizes, num_labeled, num_val
 def test_no_pool_is_said():
     with pytest.raises(UserError, match=r"data\.num_labeled=null: every example of toy has a label"):
         split_of(labels_of_sizes(9, 9, 9, 9, pool=0), num_labeled=None)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(9, 100), st.sampled_from([None, 0.0, 0.25, 0.5]), st.booleans(), st.integers(0, 2**31))
+def test_fewer_unlabelled_examples(count, fraction, dirty, seed):
+    """As many as asked for, the labelled ones among them, the foreign share as asked or as it was."""
+    labels = balanced()  # 50 each
+    classes = {"known_classes": [0, 1], "pool_classes": [2, 3] if dirty else []}
+    fraction = fraction if dirty else None
+    arguments = {
+        **classes,
+        "num_labeled": 4,
+        "num_validation": 10,
+        "seed": seed,
+        "foreign_fraction": fraction,
+    }
+    whole = split_of(labels, **arguments)
+    own = count - round(count * (len(whole.unlabeled) - 90) / len(whole.unlabeled)) if dirty else count
+    if own > 90:
+        return
+    split = split_of(labels, **arguments, num_unlabeled=count)
+    assert len(split.unlabeled) == count
+    assert set(split.labeled.tolist()) <= set(split.unlabeled.tolist())
+    assert not set(split.validation.tolist()) & set(split.unlabeled.tolist())
+    assert lists(split)[:2] == lists(whole)[:2]
+    foreign = int((labels[split.unlabeled] >= 2).sum())
+    assert abs(foreign - (count - own)) <= 1
+    assert lists(split_of(labels, **arguments, num_unlabeled=count)) == lists(split)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_unlabeled": 8}, "data.num_unlabeled=8: must be above the 8 labelled"),
+        ({"num_unlabeled": 181}, "data.num_unlabeled=181: .* at most the 180"),
+        (
+            {"num_unlabeled": 90, "known_classes": [0], "pool_classes": [1, 2, 3], "foreign_fraction": 0.1},
+            "data.num_unlabeled: 81 of them .* change it, or data.foreign_fraction",
+        ),
+    ],
+)
+def test_a_pool_that_cannot_be_so_small_or_large_is_refused(changes, words):
+    with pytest.raises(UserError, match=words) as error:
+        split_of(balanced(), **({"num_labeled": 8, "num_validation": 20} | changes))
+    one_line(error)
