@@ -200,6 +200,6 @@ def test_a_run_with_weights_for_what_streams(folder, monkeypatch, capsys):
     (run,) = (folder / "runs").glob("*/*")
     assert main(["weights", str(run), "--export", "all.parquet"]) == 0
     table = pq.read_table("all.parquet").to_pydict()
-    assert table["example"][8:] == [f"example {number} of the stream" for number in range(POOL)]
+    assert table["path"][8:] == [f"example {number} of the stream" for number in range(POOL)]
     assert max(table["updates"]) > 0
     assert "example" in capsys.readouterr().out
