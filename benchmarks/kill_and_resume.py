@@ -34,6 +34,9 @@ RECIPE_OVERRIDES = {  # so short that a hundred of them fit into an hour
     "cifar10_uda": "--trainer.max_steps 24 --trainer.val_check_interval 10 --model.warmup_steps 3 --model.inner_steps 2 "
     "--model.backbone SmallConvNet --model.backbone.channels [8,8] --data.unlabeled_batch_size 16 "
     "--data.labeled_batch_size 8 --data.num_validation 64 --data.validation_batch_size 32 --model.update_masked true",
+    "imdb_uda_small": "--trainer.max_steps 16 --trainer.val_check_interval 8 --model.warmup_steps 3 "
+    "--model.inner_steps 2 --data.labeled_batch_size 4 --data.unlabeled_batch_size 8 --data.max_length 64 "
+    "--model.update_masked true",
 }
 
 
@@ -144,7 +147,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--folder", type=Path, help="of an earlier call, to go on with it")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="add the counts to the list in this file")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     options = parser.parse_args(argv[: argv.index("--")] if "--" in argv else argv)
     given = argv[argv.index("--") + 1 :] if "--" in argv else []
@@ -166,7 +169,8 @@ def main() -> int:
         results.append(trial(str(kept), kills, overrides, folder, moments))
         results[-1] |= {"devices": options.devices, "workers": options.workers}
     if options.json:
-        options.json.write_text(json.dumps(results, indent=1) + "\n")
+        before = json.loads(options.json.read_text()) if options.json.exists() else []
+        options.json.write_text(json.dumps(before + results, indent=1) + "\n")
     return int(any(r["failed"] or r["different"] for r in results))
 
 

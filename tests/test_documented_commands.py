@@ -14,6 +14,7 @@ import re
 import runpy
 import shlex
 import shutil
+import subprocess
 import sys
 import tarfile
 import tomllib
@@ -61,6 +62,8 @@ ONLY_PARSED = {
     "paraphrase": "needs two translation models",
 }
 
+SHELL = ("split", "cat")
+"""Programs whose lines a shell runs as they stand."""
 NAMES = {*COMMANDS, *LightningCLI.subcommands()}
 BUDGET = [
     *("--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--trainer.log_every_n_steps", "1"),
@@ -133,7 +136,7 @@ def commands(block: str, language: str) -> list[str]:
 def is_command(line: str) -> bool:
     """Whether a line begins with a program that this test knows."""
     words = [word for word in line.split() if not re.match(r"[A-Z_]+=", word)]
-    return bool(words) and words[0] in PROGRAMS
+    return bool(words) and words[0] in {*PROGRAMS, *SHELL}
 
 
 class Workshop:
@@ -166,6 +169,8 @@ class Workshop:
         elif passage.kind == "name":
             program, name = passage.text.split()
             assert (ROOT / name).is_file() if program == "python" else name in NAMES
+        elif passage.text.split()[0] in SHELL:
+            subprocess.run(["bash", "-euc", passage.text], check=True)
         else:
             for words in simple_commands(passage.text):
                 self.run(words)
