@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 class MovingAverage(nn.Module):
@@ -27,16 +28,22 @@ class MovingAverage(nn.Module):
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Follow the model by one step."""
-        if self.decay:
-            torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - self.decay)
+        mine, theirs = _parts(self.model), _parts(model)
+        if self.decay or any(isinstance(p, DTensor) for p in model.parameters()):  # a decay of 0 copies
+            torch._foreach_lerp_(mine, theirs, 1 - self.decay)
         else:
-            for mine, theirs in zip(self.model.parameters(), model.parameters(), strict=True):
-                mine.data = theirs.data  # the same memory: nothing to copy, now or at the next step
-        own, newest = list(self.model.buffers()), list(model.buffers())
-        for dtype in {b.dtype for b in own}:  # one kernel for all of a kind
-            same = [i for i, b in enumerate(own) if b.dtype == dtype]
-            torch._foreach_copy_([own[i] for i in same], [newest[i] for i in same])
+            for own, followed in zip(self.model.parameters(), model.parameters(), strict=True):
+                own.data = followed.data  # the same memory: nothing to copy, now or at the next step
+        ours, newest = list(self.model.buffers()), list(model.buffers())
+        for dtype in {b.dtype for b in ours}:  # one kernel for all of a kind
+            same = [i for i, b in enumerate(ours) if b.dtype == dtype]
+            torch._foreach_copy_([ours[i] for i in same], [newest[i] for i in same])
 
     def train(self, mode: bool = True) -> MovingAverage:
         """Stays in evaluation mode."""
         return super().train(False)
+
+
+def _parts(model: nn.Module) -> list[Tensor]:
+    """All parameters, or this process's parts of them where they are divided among processes."""
+    return [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters()]

@@ -98,20 +98,20 @@ def _close(descriptor: int) -> None:
 
 
 def check_strategy(strategy: Any) -> None:
-    """Refuse strategies under which a process does not hold the whole network.
+    """Refuse strategies under which Λ steps or checkpoints would not work.
 
     Raises:
         UserError: With the reason and what to use instead.
     """
     name = str(strategy if isinstance(strategy, str) else strategy["class_path"])
     plain = name.rpartition(".")[2]
-    if plain in ("auto", "DDPStrategy", "SingleDeviceStrategy") or plain.startswith("single_"):
+    if plain in ("auto", "DDPStrategy", "SingleDeviceStrategy", "fsdp2") or plain.startswith("single_"):
         return
     if plain.startswith("ddp") and not any(kind in plain for kind in ("spawn", "fork", "notebook")):
         return
     raise UserError(
-        f"trainer.strategy={name}: a Λ step and the average of θ need the whole network in every process, each started "
-        "by the command; use ddp"
+        f"trainer.strategy={name}: not one that Λ steps, the average of θ and checkpoints know; use ddp, or fsdp2 for "
+        "networks too large for one GPU"
     )
 
 

@@ -30,8 +30,10 @@ from ssl_weighting.data.split import Split
 from ssl_weighting.distributed import all_objects, all_processes, averaged, process_count
 from ssl_weighting.ema import MovingAverage
 from ssl_weighting.errors import NonFiniteError, UserError
+from ssl_weighting.fsdp import FullySharded, shard
 from ssl_weighting.influence import ExactLastLayer, Influence
 from ssl_weighting.influence.base import ThetaStep
+from ssl_weighting.influence.relative import RelativeInfluence
 from ssl_weighting.optim import BiasCorrection, MaskedAdam
 from ssl_weighting.row_file import RowFile
 from ssl_weighting.schedules import Schedule, make_schedule
@@ -42,6 +44,8 @@ OptimizerCallable = Callable[[Iterable], Optimizer]
 Weighting = Literal["per_example", "single", "fixed"]
 Storage = Literal["memory", "sharded", "disk"]
 
+LAST_LAYER = (ExactLastLayer, RelativeInfluence)
+"""Influences that look at features and logits alone."""
 SAMPLE = 2**20
 """Most unlabelled examples that statistics look at: of more, an even sample is taken."""
 
@@ -177,7 +181,7 @@ class SSLModule(LightningModule):
         self.make_optimizer, self.decay_all = optimizer, decay_all
         self.schedule, self.lr_warmup_steps = schedule, lr_warmup_steps
         self.clip_norm, self.accumulate, self.channels_last = clip_norm, accumulate, channels_last
-        self.compiles = compile
+        self.compiles, self._is_sharded = compile, False
         self.weights: ExampleWeights
         self.record: ExampleRecord
         self.directory: Path | None = None
@@ -494,6 +498,25 @@ class SSLModule(LightningModule):
         # All processes load and compute the same buffers, batch norm's but for an average of their own: DDP would
         # send all of them, Λ too, at every step.
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
+
+    def configure_model(self) -> None:
+        """Divide θ and its average among the processes, where the strategy does."""
+        strategy = self.trainer.strategy
+        if not isinstance(strategy, FullySharded) or self._is_sharded:
+            return
+        for key, value, fine in (
+            ("influence", type(self.influence).__name__, isinstance(self.influence, LAST_LAYER)),
+            ("compile", self.compiles, not self.compiles),
+            ("nonfinite", self.nonfinite, self.nonfinite == "stop"),
+        ):
+            if not fine:
+                raise UserError(
+                    f"model.{key}={value}: not with trainer.strategy=fsdp2, which keeps a part of θ in each process; "
+                    "use ddp, or leave it at its default"
+                )
+        for network in (self.model, cast(Classifier, self.ema.model)):
+            shard(network, strategy.device_mesh["data_parallel"])
+        self._is_sharded = True
 
     @torch.no_grad()
     def _try_out(self, data: SSLData) -> None:

@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -339,8 +340,9 @@ def run(argv: list[str]) -> Path | None:
     except SIGTERMException:
         raise SystemExit(143) from None
     except Exception as error:
-        if kept.fresh and kept.directory is not None and not any(kept.directory.iterdir()):
-            kept.directory.rmdir()
+        if kept.fresh and kept.directory is not None:
+            with suppress(OSError):  # it is not empty, or another process of the run was faster
+                kept.directory.rmdir()
         causes: list[BaseException] = [error]
         while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
             causes.append(cause)

@@ -25,11 +25,14 @@ class Backbone(nn.Module, ABC):
             that scope.
         regroups: Whether a batch may be run in parts and in another order, because nothing couples its examples
             and that saves work. Influences that look into layers switch it off for a while.
+        lockstep: Whether a batch must be run in one part, whatever is in it, because processes wait for each other
+            within each pass (FSDP).
     """
 
     feature_dim: int
     last_block: str = ""
     regroups: bool = False
+    lockstep: bool = False
 
     @abstractmethod
     def forward(self, inputs: Inputs) -> Tensor:

@@ -102,7 +102,7 @@ class Transformer(Backbone):
             raise UserError(
                 f"data.max_length: texts of {mask.shape[1]} tokens; this encoder takes at most {self.max_length}"
             )
-        if not self.regroups or self.max_buckets == 1 or len(mask) == 1:
+        if not self.regroups or self.lockstep or self.max_buckets == 1 or len(mask) == 1:
             return self._features(inputs)
         lengths = mask.sum(1)
         order = lengths.argsort(stable=True)

@@ -18,6 +18,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from ssl_weighting.data.split import Split, make_split, read_split
 from ssl_weighting.errors import UserError
+from ssl_weighting.fsdp import FullySharded
 
 Inputs = Any
 View = Sequence[str | Callable[[Tensor], Tensor]]
@@ -455,9 +456,15 @@ class SSLData(LightningDataModule, ABC):
         return CombinedLoader(loaders, "min_size")
 
     def _in_order(self, part: str) -> DataLoader[Examples]:
+        """A list once, divided among the processes; not with FSDP, under which all must make as many passes."""
         size, rank, processes = len(self.sets[part]), 0, 1
-        if self.trainer is not None and self.trainer.state.fn != "predict":
-            rank, processes = self.trainer.global_rank, self.trainer.world_size
+        trainer = self.trainer
+        if (
+            trainer is not None
+            and trainer.state.fn != "predict"
+            and not isinstance(trainer.strategy, FullySharded)
+        ):
+            rank, processes = trainer.global_rank, trainer.world_size
         mine = range(rank, size, processes) if size >= processes else range(size)
         return self._loader(part, BatchSampler(mine, self.evaluation_batch_size, drop_last=False))
 

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -118,8 +119,12 @@ def tokenized(texts: pa.Array, tokenizer: Any, folder: Path, what: str) -> Token
     made = _tokenize(texts, tokenizer, what)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as partial:
-            save_file(vars(made), partial)
+        # Several processes may be at it: each writes a file of its own, and the last one stays.
+        with TemporaryDirectory(prefix=".tokens-", dir=folder) as own:
+            mine = Path(own, path.name)
+            with whole_file(mine) as partial:
+                save_file(vars(made), partial)
+            mine.rename(path)
     except OSError as error:
         raise UserError(
             f"data.cache={folder}: cannot be written ({error.strerror}); name a folder that can"

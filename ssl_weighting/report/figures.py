@@ -6,6 +6,7 @@ import statistics
 from functools import partial
 from io import BytesIO
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -121,8 +122,10 @@ def draw_factor(records: list[Record]) -> Figure:
                 for p, level in zip(places, levels, strict=True)
             ]
             shown = [(place, errors) for place, errors in found if errors]
+            # Side by side where levels are names: error bars would hide each other.
+            aside = 0.0 if labels is None else 0.6 * ((arms.index(arm) + 0.5) / len(arms) - 0.5)
             axis.errorbar(
-                [place for place, _ in shown],
+                [place + aside for place, _ in shown],
                 [statistics.mean(errors) for _, errors in shown],
                 [statistics.stdev(errors) if len(errors) > 1 else 0.0 for _, errors in shown],
                 label=arm,
@@ -136,7 +139,7 @@ def draw_factor(records: list[Record]) -> Figure:
         if labels is None:
             axis.set_xscale("log")
             axis.minorticks_off()
-        axis.set_xticks(places, labels or levels)
+        axis.set_xticks(places, _wrapped(labels) if labels else levels)
         axis.set_xlabel(name)
         axis.set_ylabel(f"{part} error, %")
         axis.set_title(", ".join(f"{n} {level}" for n, level in other), fontsize=10)
@@ -157,6 +160,11 @@ def _places(levels: list[str]) -> tuple[list[float], list[str] | None]:
     if numbers and min(numbers) > 0:
         return numbers, None
     return [float(i) for i in range(len(levels))], levels
+
+
+def _wrapped(labels: list[str]) -> list[str]:
+    """Labels in lines short enough to stand side by side."""
+    return [fill(label, max(8, 44 // len(labels))) for label in labels]
 
 
 def _panels(number: int) -> tuple[Figure, list[Axes]]:
