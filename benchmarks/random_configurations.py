@@ -51,6 +51,7 @@ from ssl_weighting.influence.identity import Identity
 from ssl_weighting.influence.larsen import Larsen
 from ssl_weighting.influence.lissa import LiSSA
 from ssl_weighting.influence.neumann import Neumann
+from ssl_weighting.influence.relative import RelativeInfluence
 from ssl_weighting.influence.truncated_unroll import TruncatedUnroll
 from ssl_weighting.module import SSLModule, check_precision
 
@@ -69,6 +70,7 @@ DATA: Options = {
     "known_classes": [None, [0, 1], [1, 0], [0], [0, 0], [0, 99], [0, 1, 2]],
     "pool_classes": [None, [3, 4], [0], [], [77]],
     "foreign_fraction": [None, 0.3, 0.0, 1.0, -0.5, NAN],
+    "num_unlabeled": [None, 60, 20, 1, 0, 10**6],
     "evaluate_test": [False, True],
     "num_workers": [0, -1],
 }
@@ -94,6 +96,7 @@ MODEL: Options = {
     "ema_decay": [0.999, 0.0, 1.0, -0.1, NAN],
     "symmetric_binary_head": [True, False],
     "channels_last": [True, False],
+    "target_pass": ["joint", "apart"],
 }
 TRAINER: Options = {"precision": ["32-true", "bf16-mixed", "64-true", "16-mixed"]}
 FRACTION, POSITIVE, COEFFICIENT = (
@@ -132,6 +135,7 @@ SCOPED: Options = {
 CURVED: Options = SCOPED | {"damping": DAMPING, "curvature": ["ggn", "hessian", "fisher"]}
 INFLUENCES: list[tuple[Any, Options]] = [
     (ExactLastLayer, {"damping": ["paper", *DAMPING], "bias": [True, False], "max_dense": [5000, 1, -1]}),
+    (RelativeInfluence, {"damping": DAMPING, "neighbours": [4, 1, 0], "quantile": [0.9, 0.0, 1.0, NAN]}),
     (Identity, SCOPED),
     (Neumann, CURVED | {"terms": [3, 0], "step_size": [None, 0.1, 1e6, -1.0]}),
     (ConjugateGradient, CURVED | {"max_iterations": [5, 0], "tolerance": [1e-4, 0.0]}),

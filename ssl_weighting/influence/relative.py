@@ -66,7 +66,8 @@ class RelativeInfluence(Influence):
         mean = averaged(seen.mean(0))
         covariance = averaged((seen - mean).T @ (seen - mean) / len(seen))
         covariance.diagonal().add_(self.damping * covariance.diagonal().mean() + torch.finfo(seen.dtype).tiny)
-        factor = torch.linalg.cholesky(covariance)
+        factor, failed = torch.linalg.cholesky_ex(covariance)
+        factor = factor.where(failed == 0, torch.nan)  # features that are not finite: nor is the influence
 
         def whitened(features: Tensor) -> Tensor:
             return F.normalize(

@@ -89,3 +89,11 @@ def test_too_few_validation_examples_are_refused(case):
     few = {n: v[:2] if isinstance(v, torch.Tensor) else v for n, v in vars(term).items()}
     with pytest.raises(UserError, match="validation_batch_size"):
         RelativeInfluence()(c.network, c.objective, type(term)(**few))
+
+
+def test_features_that_are_not_finite_give_no_finite_influence(case):
+    """The loop then stops in one line, or skips the step, as for every influence."""
+    c = case("mlp")
+    c.validation.features.data[0, 0] = torch.nan
+    (influence, *_) = RelativeInfluence()(c.network, c.objective, c.validation)
+    assert not influence.isfinite().any()
