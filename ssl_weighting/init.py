@@ -34,6 +34,8 @@ FEWEST, MOST = {"images": 600, "text": 200}, {"cpu": 1000, "cuda": 20_000}
 WHOLE = {"images": 1.6, "text": 2.8}
 """Time of training ÷ that of a step's passes: Λ steps, views, optimiser; partly frozen encoders spend it on forwards."""
 ENCODERS = {"cpu": "sentence-transformers/all-MiniLM-L6-v2", "cuda": "bert-base-uncased"}
+FEW_TO_COMPARE = 10
+"""Validation examples below which single ones say too little."""
 LOOKED_AT = 300
 """Images or texts whose size is looked at."""
 
@@ -245,9 +247,7 @@ model:
   labeled_augmentation: # without it, few pictures are learned by heart, by their colours
     - class_path: ssl_weighting.augment.RandAugment
       init_args: {{policy: uda}}
-  influence:
-    class_path: ExactLastLayer
-    init_args: {{damping: reference_code}}
+{_influence_part(sizes["validation"])}
   optimizer:
     class_path: torch.optim.SGD
     init_args: {{lr: {rate}, momentum: 0.9, nesterov: true, weight_decay: 0.0005}}
@@ -256,7 +256,7 @@ model:
   inner_steps: 2
   warmup_steps: {choice.steps // 8}
   weight_optimizer: sgd
-  weight_lr: 0.5
+  weight_lr: 0.3
   update_masked: true
   weight_bounds: [0, 2] # as in the authors' code
   ema_decay: 0.95 # short runs want a short memory
@@ -392,6 +392,13 @@ trainer:
   max_steps: {choice.steps} # more is better, and takes longer
   val_check_interval: {max(1, choice.steps // 4)}
 """
+
+
+def _influence_part(validation: int) -> str:
+    """The influence that finds what does not belong; the paper's, where too few examples validate to compare with."""
+    if validation < FEW_TO_COMPARE:
+        return "  influence:\n    class_path: ExactLastLayer\n    init_args: {damping: reference_code}"
+    return "  influence:\n    class_path: RelativeInfluence # the paper's: ExactLastLayer; see docs/choosing-a-solver.md"
 
 
 # ---- both ---------------------------------------------------------------------------------------------------
