@@ -27,7 +27,7 @@ from ssl_weighting.data.split import validation_shares, write_split
 from ssl_weighting.errors import UserError
 from ssl_weighting.files import whole_file
 
-SECONDS = {"cpu": 150.0, "cuda": 600.0}
+SECONDS = {"cpu": 200.0, "cuda": 600.0}
 """What a run may take."""
 FEWEST, MOST = {"images": 600, "text": 200}, {"cpu": 1000, "cuda": 20_000}
 """θ steps."""

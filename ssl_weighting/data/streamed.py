@@ -52,14 +52,18 @@ class StreamReader:
         self._process = os.getpid()
 
     def __getitem__(self, position: int) -> bytes:
-        """An encoded image.
+        """An encoded image; nothing, where the example has none.
 
         Raises:
-            UserError: If the stream ends before it.
+            UserError: If the stream ends before it, or names files instead of holding images.
         """
         number, offset = divmod(position, self.block)
-        image = self._block(number)[offset]
-        return bytes(image["bytes"]) if image["bytes"] is not None else Path(image["path"]).read_bytes()
+        image = self._block(number)[offset] or {"bytes": b"", "path": None}
+        if image["bytes"] is None:
+            raise UserError(
+                f"{self.what}: example {position} is the name of a file ({image['path']}); give a stream of images"
+            )
+        return bytes(image["bytes"])
 
     def _block(self, number: int) -> list[Any]:
         if self._process != os.getpid():  # a data worker must not read on in its parent's open files

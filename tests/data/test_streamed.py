@@ -140,6 +140,13 @@ def test_a_damaged_example_is_grey_and_named(folder):
     assert (batch.inputs == 128).all()
 
 
+def test_no_file_that_a_stream_names_is_opened(folder):
+    images = pa.array([{"bytes": None, "path": str(folder / "labeled/cat/0.png")}])
+    pq.write_table(pa.table({"picture": images}), folder / "names.parquet")
+    with pytest.raises(UserError, match="is the name of a file"):
+        data(folder, "names.parquet", image_column="picture", pool_size=1)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
