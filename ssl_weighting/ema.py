@@ -28,9 +28,8 @@ class MovingAverage(nn.Module):
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Follow the model by one step."""
-        mine, theirs = _parts(self.model), _parts(model)
         if self.decay or any(isinstance(p, DTensor) for p in model.parameters()):  # a decay of 0 copies
-            torch._foreach_lerp_(mine, theirs, 1 - self.decay)
+            torch._foreach_lerp_(_parts(self.model), _parts(model), 1 - self.decay)
         else:
             for own, followed in zip(self.model.parameters(), model.parameters(), strict=True):
                 own.data = followed.data  # the same memory: nothing to copy, now or at the next step

@@ -115,13 +115,18 @@ def check_strategy(strategy: Any) -> None:
     )
 
 
+def on_one_line(error: UserError) -> UserError:
+    """The error, without the traceback that torch puts into the message if a data worker raised it."""
+    if "in DataLoader worker" not in str(error):
+        return error
+    return UserError(str(error).strip().splitlines()[-1].partition(": ")[2])
+
+
 def explained(error: BaseException) -> UserError | None:
     """What a person needs to know of a fault of the machine, if it is one: else ``None``."""
     message = " ".join(str(error).split())
     if isinstance(error, OSError) and error.errno in UNWRITABLE:
         return LocalError(unwritable(error.filename or "a file of the run", error))
-    if isinstance(error, UserError) and "in DataLoader worker" in message:  # with the worker's own traceback
-        return UserError(message.rpartition("UserError: ")[2])
     if isinstance(error, RuntimeError) and "DataLoader worker" in message:
         return LocalError(
             f"data.num_workers: {message.split('.')[0]}; something killed it, often for want of memory. The same "

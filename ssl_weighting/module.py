@@ -33,7 +33,6 @@ from ssl_weighting.errors import NonFiniteError, UserError
 from ssl_weighting.fsdp import FullySharded, shard
 from ssl_weighting.influence import ExactLastLayer, Influence
 from ssl_weighting.influence.base import ThetaStep
-from ssl_weighting.influence.relative import RelativeInfluence
 from ssl_weighting.optim import BiasCorrection, MaskedAdam
 from ssl_weighting.row_file import RowFile
 from ssl_weighting.schedules import Schedule, make_schedule
@@ -44,8 +43,6 @@ OptimizerCallable = Callable[[Iterable], Optimizer]
 Weighting = Literal["per_example", "single", "fixed"]
 Storage = Literal["memory", "sharded", "disk"]
 
-LAST_LAYER = (ExactLastLayer, RelativeInfluence)
-"""Influences that look at features and logits alone."""
 SAMPLE = 2**20
 """Most unlabelled examples that statistics look at: of more, an even sample is taken."""
 
@@ -505,7 +502,7 @@ class SSLModule(LightningModule):
         if not isinstance(strategy, FullySharded) or self._is_sharded:
             return
         for key, value, fine in (
-            ("influence", type(self.influence).__name__, isinstance(self.influence, LAST_LAYER)),
+            ("influence", type(self.influence).__name__, not self.influence.reads_parameters),
             ("compile", self.compiles, not self.compiles),
             ("nonfinite", self.nonfinite, self.nonfinite == "stop"),
         ):
@@ -516,6 +513,7 @@ class SSLModule(LightningModule):
                 )
         for network in (self.model, cast(Classifier, self.ema.model)):
             shard(network, strategy.device_mesh["data_parallel"])
+        self._data().divides_evaluation = False  # all processes have to make the same passes
         self._is_sharded = True
 
     @torch.no_grad()

@@ -44,7 +44,7 @@ from ssl_weighting.data import SSLData
 from ssl_weighting.errors import UserError
 from ssl_weighting.files import whole_file
 from ssl_weighting.influence import Influence
-from ssl_weighting.launch import agreed, check_strategy, explained, is_first_process, locked
+from ssl_weighting.launch import agreed, check_strategy, explained, is_first_process, locked, on_one_line
 from ssl_weighting.module import SSLModule, check_precision
 from ssl_weighting.recipes import find_recipe
 from ssl_weighting.redact import without_secrets
@@ -348,7 +348,7 @@ def run(argv: list[str]) -> Path | None:
             causes.append(cause)
         for cause in causes:  # jsonargparse wraps what a plug-in's constructor raises
             if isinstance(cause, UserError):
-                raise cause from None
+                raise on_one_line(cause) from None
         for cause in causes:
             if (fault := explained(cause)) is not None:
                 raise fault from error

@@ -5,13 +5,14 @@ from functools import partial
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch import Callback, seed_everything
 from torch import nn
 
 from ssl_weighting.algorithms.fixmatch import FixMatch
 from ssl_weighting.algorithms.uda import UDA
 from ssl_weighting.backbones.base import Classifier
 from ssl_weighting.backbones.wide_resnet import WideResNet
+from ssl_weighting.bench.loop import bare_trainer
 from ssl_weighting.data import Digits
 from ssl_weighting.errors import UserError
 from ssl_weighting.influence.identity import Identity
@@ -65,17 +66,7 @@ def trained(steps=4, checkpoint=None, callbacks=(), **options):
         options.pop("algorithm", None) or UDA(),
         **({"inner_steps": 2, "update_masked": True} | options),
     ).double()
-    trainer = Trainer(
-        max_steps=steps,
-        accelerator="cpu",
-        callbacks=list(callbacks),
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        use_distributed_sampler=False,
-    )
+    trainer = bare_trainer(steps, "cpu", *callbacks)
     data = Digits(
         num_labeled=20,
         num_validation=30,

@@ -6,12 +6,12 @@ from unittest import mock
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssl_weighting.augment import RandAugment
 from ssl_weighting.backbones.wide_resnet import WideResNet
 from ssl_weighting.bench.floor import METHODS
+from ssl_weighting.bench.loop import bare_trainer
 from ssl_weighting.data import Digits
 from ssl_weighting.module import SSLModule, _FiniteGuard
 from ssl_weighting.weights import ExampleWeights
@@ -60,17 +60,7 @@ def digits():
 def train(method, steps, log_every):
     model = Watched(10, WideResNet(10, 1, in_channels=1), METHODS[method].make())
     model.counted = []
-    Trainer(
-        max_steps=steps,
-        accelerator="cpu",
-        log_every_n_steps=log_every,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        use_distributed_sampler=False,
-    ).fit(model, digits())
+    bare_trainer(steps, "cpu", log_every_n_steps=log_every).fit(model, digits())
     return model.counted
 
 

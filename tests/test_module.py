@@ -4,12 +4,13 @@ import math
 
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import seed_everything
 
 from ssl_weighting.algorithms.fixmatch import FixMatch
 from ssl_weighting.algorithms.supervised import Supervised
 from ssl_weighting.algorithms.uda import UDA
 from ssl_weighting.backbones.conv import SmallConvNet
+from ssl_weighting.bench.loop import bare_trainer
 from ssl_weighting.data import Digits
 from ssl_weighting.data.base import Stream
 from ssl_weighting.errors import NonFiniteError, UserError
@@ -42,20 +43,7 @@ def module(algorithm=None, **options):
 
 
 def train(model, data, steps=13, callbacks=(), **options):
-    trainer = Trainer(
-        max_steps=steps,
-        max_epochs=1,
-        accelerator="cpu",
-        logger=False,
-        callbacks=list(callbacks),
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        check_val_every_n_epoch=None,
-        use_distributed_sampler=False,
-        **options,
-    )
+    trainer = bare_trainer(steps, "cpu", *callbacks, **options)
     trainer.fit(model, data)
     return trainer
 

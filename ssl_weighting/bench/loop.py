@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -28,30 +29,30 @@ class RandomImages(SSLData):
         return InMemory(images, torch.arange(50_000) % 10)
 
 
-def bare_trainer(steps: int, device: str, *callbacks: Callback, precision: str = "32-true") -> Trainer:
+def bare_trainer(steps: int, device: str, *callbacks: Callback, **options: Any) -> Trainer:
     """A trainer that makes θ and Λ steps and neither evaluates, nor logs, nor saves.
 
     Args:
         steps: θ steps, at most.
         device: Where, as PyTorch names it.
         callbacks: Who watches.
-        precision: In the words of Lightning's Trainer.
+        options: What else is to be said to Lightning's Trainer, or said otherwise.
     """
-    return Trainer(
-        max_steps=steps,
-        max_epochs=-1,
-        accelerator=torch.device(device).type,
-        devices=1,
-        precision=precision,  # type: ignore[arg-type]
-        callbacks=list(callbacks),
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        check_val_every_n_epoch=None,
-        use_distributed_sampler=False,
-    )
+    bare: dict[str, Any] = {
+        "max_steps": steps,
+        "max_epochs": -1,
+        "accelerator": torch.device(device).type,
+        "devices": 1,
+        "callbacks": list(callbacks),
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "limit_val_batches": 0,
+        "check_val_every_n_epoch": None,
+        "use_distributed_sampler": False,
+    }
+    return Trainer(**(bare | options))
 
 
 def quiet() -> None:

@@ -18,7 +18,6 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from ssl_weighting.data.split import Split, make_split, read_split
 from ssl_weighting.errors import UserError
-from ssl_weighting.fsdp import FullySharded
 
 Inputs = Any
 View = Sequence[str | Callable[[Tensor], Tensor]]
@@ -213,6 +212,8 @@ class SSLData(LightningDataModule, ABC):
     has_test: bool = True
     pool_block: int | None = None
     """Unlabelled examples that are cheap to fetch together; ``None`` where any are."""
+    divides_evaluation: bool = True
+    """Whether each process evaluates its share; if not, each evaluates everything."""
 
     def __init__(
         self,
@@ -246,11 +247,8 @@ class SSLData(LightningDataModule, ABC):
                 raise UserError(f"data.{key}={value}: must be at least 1")
         if num_workers < 0:
             raise UserError(f"data.num_workers={num_workers}: must be at least 0")
-        self.num_labeled, self.num_validation, self.unlabeled_count = (
-            num_labeled,
-            num_validation,
-            num_unlabeled,
-        )
+        self.num_labeled, self.num_validation = num_labeled, num_validation
+        self.unlabeled_count = num_unlabeled
         self.labeled_batch_size, self.unlabeled_batch_size = labeled_batch_size, unlabeled_batch_size
         self.validation_batch_size, self.evaluation_batch_size = validation_batch_size, evaluation_batch_size
         self.num_workers, self.evaluate_test = num_workers, evaluate_test
@@ -436,35 +434,17 @@ class SSLData(LightningDataModule, ABC):
             rank: This process.
             world_size: Number of processes.
         """
-        loaders = {
-            name: self._loader(
-                part,
-                Stream(
-                    len(self.sets[part]),
-                    size,
-                    seed,
-                    name,
-                    start,
-                    stop,
-                    rank,
-                    world_size,
-                    self.pool_block if part == "unlabeled" else None,
-                ),
-            )
-            for name, (part, size) in parts.items()
-        }
+        loaders = {}
+        for name, (part, size) in parts.items():
+            block = self.pool_block if part == "unlabeled" else None
+            stream = Stream(len(self.sets[part]), size, seed, name, start, stop, rank, world_size, block)
+            loaders[name] = self._loader(part, stream)
         return CombinedLoader(loaders, "min_size")
 
     def _in_order(self, part: str) -> DataLoader[Examples]:
-        """A list once, divided among the processes; not with FSDP, under which all must make as many passes."""
         size, rank, processes = len(self.sets[part]), 0, 1
-        trainer = self.trainer
-        if (
-            trainer is not None
-            and trainer.state.fn != "predict"
-            and not isinstance(trainer.strategy, FullySharded)
-        ):
-            rank, processes = trainer.global_rank, trainer.world_size
+        if self.divides_evaluation and self.trainer is not None and self.trainer.state.fn != "predict":
+            rank, processes = self.trainer.global_rank, self.trainer.world_size
         mine = range(rank, size, processes) if size >= processes else range(size)
         return self._loader(part, BatchSampler(mine, self.evaluation_batch_size, drop_last=False))
 

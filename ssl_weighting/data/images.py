@@ -59,14 +59,8 @@ class ImageFiles:
         """Images uint8 (B, 3, size, size). One whose pixels prove damaged is grey, with a warning: a long run goes on."""
         if self.pixels is not None:
             return self.pixels[rows]
-        return torch.stack([self._fetched(self.files[row].path) for row in rows.tolist()])
-
-    def _fetched(self, path: str) -> Tensor:
-        try:
-            return torch.from_numpy(decode(path, self.size))
-        except Exception as error:  # a damaged file can raise nearly anything
-            warnings.warn(f"{path} is damaged and shown as grey ({one_line(error)})", stacklevel=2)
-            return torch.full((3, self.size, self.size), 128, dtype=torch.uint8)
+        paths = [self.files[row].path for row in rows.tolist()]
+        return torch.stack([decoded_or_grey(path, self.size, path) for path in paths])
 
     def checksum(self) -> str:
         """sha256 over names, sizes in bytes and labels; the files' contents are not read."""
@@ -228,13 +222,22 @@ class Images(SSLData):
         return ImageFiles([file for file, _ in good], self.size, pixels)
 
 
-def decode(path: str | os.PathLike[str] | BinaryIO, size: int) -> np.ndarray:
+def decoded_or_grey(file: str | os.PathLike[str] | BinaryIO, size: int, what: str) -> Tensor:
+    """An image as uint8 (3, size, size); if it proves damaged, grey, with a warning that says ``what`` it is."""
+    try:
+        return torch.from_numpy(decode(file, size))
+    except Exception as error:  # a damaged file can raise nearly anything
+        warnings.warn(f"{what} is damaged and shown as grey ({one_line(error)})", stacklevel=2)
+        return torch.full((3, size, size), 128, dtype=torch.uint8)
+
+
+def decode(file: str | os.PathLike[str] | BinaryIO, size: int) -> np.ndarray:
     """An image as uint8 (3, size, size): upright, RGB, the shorter side scaled to ``size``, cropped at the centre.
 
     Raises:
         Exception: Nearly any, if the file is damaged.
     """
-    with warnings.catch_warnings(), Image.open(path, formats=FORMATS) as image:
+    with warnings.catch_warnings(), Image.open(file, formats=FORMATS) as image:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         image.draft("RGB", (size, size))  # JPEG decodes small at once
         upright: Image.Image = ImageOps.exif_transpose(image)

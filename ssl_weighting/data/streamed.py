@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from ssl_weighting.data.base import Source
 from ssl_weighting.data.files import one_line
-from ssl_weighting.data.images import ImageFiles, Images, decode
+from ssl_weighting.data.images import ImageFiles, Images, decoded_or_grey
 from ssl_weighting.errors import UserError
 
 BUILDERS = {".tar": "webdataset", ".parquet": "parquet"}
@@ -114,19 +113,10 @@ class LabeledAndStreamed:
             images[known] = self.given.fetch(rows[known])
         order = rows.argsort()  # so that a block is read once
         for place in order[int(known.sum()) :].tolist():
-            images[place] = self._streamed(int(rows[place]) - len(self.given.labels))
+            position = int(rows[place]) - len(self.given.labels)
+            what = f"{self.reader.what}: example {position}"
+            images[place] = decoded_or_grey(BytesIO(self.reader[position]), self.image_size, what)
         return images
-
-    def _streamed(self, position: int) -> Tensor:
-        encoded = self.reader[position]
-        try:
-            return torch.from_numpy(decode(BytesIO(encoded), self.image_size))
-        except Exception as error:  # a damaged file can raise nearly anything
-            warnings.warn(
-                f"{self.reader.what}: example {position} is damaged and shown as grey ({one_line(error)})",
-                stacklevel=2,
-            )
-            return torch.full((3, self.image_size, self.image_size), 128, dtype=torch.uint8)
 
     def checksum(self) -> str:
         """sha256 over that of the labelled files, the stream's identity and its length; the stream is not read."""
@@ -137,11 +127,9 @@ class LabeledAndStreamed:
     def describe(self, rows: Tensor) -> list[str]:
         """The labelled files' paths; of a streamed example its number in the stream, from 0."""
         first = len(self.given.labels)
+        paths = iter(self.given.describe(rows[rows < first]))
         return [
-            self.given.describe(torch.tensor([row]))[0]
-            if row < first
-            else f"example {row - first} of the stream"
-            for row in rows.tolist()
+            next(paths) if row < first else f"example {row - first} of the stream" for row in rows.tolist()
         ]
 
 
@@ -186,7 +174,7 @@ class StreamedImages(Images):
         self.pool, self.pool_size, self.pool_split = pool, pool_size, pool_split
         self.image_column = image_column
         super().__init__(labeled, **kwargs)
-        self.pool_block = self.block = block
+        self.pool_block = block
 
     def load(self, train: bool) -> Source:  # type: ignore[override]  # not all of it are files
         """The labelled images, by name, then the stream; or all test images."""
@@ -201,8 +189,9 @@ class StreamedImages(Images):
             )
         from datasets import Image
 
+        assert self.pool_block is not None
         encoded = stream.cast_column(column, Image(decode=False))
-        reader = StreamReader(encoded, column, self.pool_size, self.block, f"data.pool={self.pool}")
+        reader = StreamReader(encoded, column, self.pool_size, self.pool_block, f"data.pool={self.pool}")
         try:
             reader[0]
         except UserError:

@@ -47,6 +47,8 @@ class ExactLastLayer(Influence):
         UserError: For a negative damping.
     """
 
+    reads_parameters = False
+
     def __init__(
         self,
         damping: float | Literal["paper", "reference_code"] = "paper",

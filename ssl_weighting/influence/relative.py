@@ -44,6 +44,8 @@ class RelativeInfluence(Influence):
         UserError: For a number out of range; for fewer than 3 validation examples in a batch.
     """
 
+    reads_parameters = False
+
     def __init__(self, neighbours: int = 5, quantile: float = 0.03, damping: float = 0.01) -> None:
         if neighbours < 1:
             raise UserError(f"model.influence.neighbours={neighbours}: must be at least 1")

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import seed_everything
 from torch.func import functional_call
 
 from ssl_weighting.algorithms.fixmatch import FixMatch
@@ -17,6 +17,7 @@ from ssl_weighting.algorithms.uda import UDA
 from ssl_weighting.algorithms.vat import VAT
 from ssl_weighting.augment import CTAugment
 from ssl_weighting.backbones.conv import SmallConvNet
+from ssl_weighting.bench.loop import bare_trainer
 from ssl_weighting.data import Digits
 from ssl_weighting.influence import ExactLastLayer
 from ssl_weighting.module import SSLModule
@@ -131,19 +132,7 @@ def train(algorithm, damping=1.0, steps=4, **options):
     defaults = {"inner_steps": 2, "update_masked": True}
     net = SmallConvNet(1, channels=(8, 8))
     module = SSLModule(10, net, algorithm, influence=ExactLastLayer(damping), **(defaults | options))
-    trainer = Trainer(
-        max_steps=steps,
-        max_epochs=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        check_val_every_n_epoch=None,
-        use_distributed_sampler=False,
-    )
-    trainer.fit(module, data)
+    bare_trainer(steps, "cpu").fit(module, data)
     return module
 
 

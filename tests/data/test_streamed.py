@@ -182,28 +182,46 @@ def test_files_that_changed_are_another_data_set(folder):
     assert before != data(folder).split.checksum
 
 
+RUN = {
+    "data": "StreamedImages",
+    "data.labeled": "labeled",
+    "data.pool": "pool-*.tar",
+    "data.pool_size": POOL,
+    "data.block": 8,
+    "data.size": 16,
+    "data.num_labeled": "null",
+    "data.num_validation": 4,
+    "data.unlabeled_batch_size": 16,
+    "data.labeled_batch_size": 4,
+    "model.algorithm": "UDA",
+    "model.backbone": "SmallConvNet",
+    "model.backbone.channels": "[4,4]",
+    "model.inner_steps": 1,
+    "model.warmup_steps": 0,
+    "trainer.max_steps": 12,
+    "trainer.val_check_interval": 6,
+}
+
+
+def fit(**changes):
+    return main(
+        ["fit", *(word for key, value in (RUN | changes).items() for word in (f"--{key}", str(value)))]
+    )
+
+
+def test_a_data_worker_that_meets_the_end_says_so_in_one_line(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    assert fit(**{"data.pool_size": POOL + 5, "data.num_workers": 1}) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert (
+        line
+        == f"error: data.pool=pool-*.tar: ends after {POOL} examples; give --data.pool_size {POOL}, or less"
+    )
+
+
 def test_a_run_with_weights_for_what_streams(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
-    options = {
-        "data": "StreamedImages",
-        "data.labeled": "labeled",
-        "data.pool": "pool-*.tar",
-        "data.pool_size": POOL,
-        "data.block": 8,
-        "data.size": 16,
-        "data.num_labeled": "null",
-        "data.num_validation": 4,
-        "data.unlabeled_batch_size": 16,
-        "data.labeled_batch_size": 4,
-        "model.algorithm": "UDA",
-        "model.backbone": "SmallConvNet",
-        "model.backbone.channels": "[4,4]",
-        "model.inner_steps": 1,
-        "model.warmup_steps": 0,
-        "trainer.max_steps": 12,
-        "trainer.val_check_interval": 6,
-    }
-    assert main(["fit", *(word for key, value in options.items() for word in (f"--{key}", str(value)))]) == 0
+    assert fit() == 0
     (run,) = (folder / "runs").glob("*/*")
     assert main(["weights", str(run), "--export", "all.parquet"]) == 0
     table = pq.read_table("all.parquet").to_pydict()
