@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = 3
+PLANES = 4
+"""Most combinations of levels whose boundaries are drawn: an animation takes seconds."""
 COLOURS = ("#1b6ca8", "#d1495b", "#2a7f62", "#edae49", "#8338ec", "#6c757d", "#00a6a6", "#a0522d", "#e377c2")
 
 
@@ -28,7 +30,8 @@ def write_figures(records: list[Record], out: Path, name: str) -> None:
     """Draw all figures that a study's runs allow, as PNG and SVG.
 
     ``<name>_training`` needs the runs' own files; ``<name>_factor`` a factor of at least two levels; pictures and
-    animations ``<name>_boundary_…`` runs on points in the plane, of which the first seed is drawn.
+    animations ``<name>_boundary_…`` runs on points in the plane at no more than four combinations of levels, of which the
+    first seed is drawn.
 
     Args:
         records: Runs of one study.
@@ -39,7 +42,8 @@ def write_figures(records: list[Record], out: Path, name: str) -> None:
         save(draw_training(records), out / f"{name}_training")
     if any(len(levels) > 1 for levels in levels_of(records).values()):
         save(draw_factor(records), out / f"{name}_factor")
-    for levels, arms in _drawn_in_the_plane(records).items():
+    planes = _drawn_in_the_plane(records)
+    for levels, arms in planes.items() if len(planes) <= PLANES else ():
         stem = "_".join((f"{name}_boundary", *levels))
         with whole_file(out / f"{stem}.png") as unfinished:
             _small_png(draw_boundaries(arms), unfinished)

@@ -108,20 +108,24 @@ def by_cell(records: list[Record]) -> dict[tuple[str, Levels], list[Record]]:
 def differences(
     records: list[Record], value: Callable[[Record], float]
 ) -> dict[tuple[str, Levels], Difference]:
-    """Every cell against the control at the same levels; where the control ran at others only, on the same splits."""
+    """Every cell against the control, on the same splits."""
     cells, found = by_cell(records), {}
     for (arm, levels), mine in cells.items():
         control = mine[0].control
-        there = cells.get((control, levels))
-        others = [kept for (name, _), kept in cells.items() if name == control]
-        if there is None and len(others) == 1:
-            there = others[0]
-        by_split = {(r.seed, r.figures["split"], r.figures["steps"]): r for r in there or []}
+        there = _control_of(cells, control, levels)
+        by_split = {(r.seed, r.figures["split"], r.figures["steps"]): r for r in there}
         pairs = [(r, by_split.get((r.seed, r.figures["split"], r.figures["steps"]))) for r in mine]
         both = [(value(r), value(c)) for r, c in pairs if c is not None]
         if both and (arm != control or there is not mine):
             found[arm, levels] = paired_difference([v for v, _ in both], [c for _, c in both])
     return found
+
+
+def _control_of(cells: dict[tuple[str, Levels], list[Record]], control: str, levels: Levels) -> list[Record]:
+    """The control's runs at these levels; of a factor at one level of which alone it ran, the level is no matter."""
+    ran = {there: kept for (arm, there), kept in cells.items() if arm == control}
+    everywhere = set.intersection(*(set(there) for there in ran)) if ran else set()
+    return next((kept for there, kept in ran.items() if set(there) - everywhere <= set(levels)), [])
 
 
 def markdown(records: list[Record]) -> str:

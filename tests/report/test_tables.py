@@ -162,6 +162,22 @@ def test_a_control_that_ran_once_serves_all_levels_of_the_same_split(tmp_path):
     assert found["per_example"][0] == found["per_example"][1] != ""
 
 
+def test_a_control_that_ran_at_one_step_size_but_all_label_counts(tmp_path):
+    rows = make_study(tmp_path / "study")
+    for row in rows:
+        row["factor.weight_lr"] = 1
+    more = [dict(row, **{"factor.weight_lr": 99}) for row in rows if row["arm"] == "per_example"]
+    write_rows(tmp_path / "study", rows + more)
+    write_tables([tmp_path / "study" / "runs.csv"], tmp_path / "out")
+    with open(tmp_path / "out" / "tiny.csv", newline="") as file:
+        table = {
+            (r["arm"], r["num_labeled"], r["weight_lr"]): r["test_difference"] for r in csv.DictReader(file)
+        }
+    for size in ("10", "20"):
+        assert table["per_example", size, "1"] == table["per_example", size, "99"] != ""
+    assert table["per_example", "10", "99"] != table["per_example", "20", "99"]
+
+
 def test_runs_by_their_own_folders(tmp_path):
     runs = [
         make_run(tmp_path / f"{weighting}{seed}", seed, 0.1 + 0.01 * seed - shift, weighting)
