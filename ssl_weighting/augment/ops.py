@@ -323,7 +323,7 @@ def apply_ops(images: Tensor, names: Sequence[str], choice: Tensor, magnitude: T
         images: float32 (B, C, H, W) in [0, 1].
         names: keys of :data:`OPS`, K of them.
         choice: int64 (depth, B), positions in ``names`` in the order of application; -1 applies nothing.
-        magnitude: float32 (depth, B), in the units of the operations chosen.
+        magnitude: floating point (depth, B), in the units of the operations chosen.
 
     Returns:
         float32 (B, C, H, W) in [0, 1], a new tensor.
@@ -332,7 +332,7 @@ def apply_ops(images: Tensor, names: Sequence[str], choice: Tensor, magnitude: T
     hits = torch.zeros(len(choice), len(names) + 1, dtype=torch.int64, device=choice.device)
     counts = hits.scatter_add_(1, choice + 1, torch.ones_like(choice)).tolist()
     order = order.to(images.device, non_blocking=True)
-    magnitude = magnitude.to(images.device, non_blocking=True)
+    magnitude = magnitude.to(images, non_blocking=True)
     result = images.clone()
     # Autocast would run the matrix products in half precision, which is too coarse for 8-bit levels.
     with torch.autocast(images.device.type, enabled=False):

@@ -181,6 +181,18 @@ def test_cutout_is_a_clipped_square_around_a_uniform_centre():
     assert torch.equal(filled, holes.any(1).sum(1) * holes.any(2).sum(1))
 
 
+def test_magnitudes_drawn_in_double_precision():
+    names = list(OPS)
+    images = torch.rand(len(names), 3, 8, 8)
+    choice, magnitude = torch.arange(len(names))[None], 0.4 * torch.rand(1, len(names))
+    found = []
+    for drawn in (magnitude, magnitude.double()):  # double as under a precision of 64-true
+        torch.manual_seed(0)  # cutout draws its place
+        found.append(apply_ops(images, names, choice, drawn))
+    assert found[1].dtype == torch.float32
+    assert torch.equal(*found)
+
+
 def test_apply_ops_gives_each_image_its_sequence_in_order():
     torch.manual_seed(0)
     names = ["invert", "solarize", "rotate", "posterize", "translate_x"]
