@@ -197,12 +197,12 @@ class CTAugment(nn.Module):
                 f"{len(probabilities)} and {len(targets)} examples"
             )
         # For probabilities that sum to 1, the proximity to a one-hot target is the target's probability.
-        proximity = probabilities.float().gather(1, targets[:, None])[:, :, None].expand(bins.shape)
+        proximity = probabilities.to(self.rates).gather(1, targets[:, None])[:, :, None].expand(bins.shape)
         parameters, width = self.rates.shape[1:]
         parameter = operations[:, :, None] * parameters + torch.arange(parameters, device=bins.device)
-        used = (bins >= 0).float().flatten()
+        used = (bins >= 0).to(self.rates).flatten()
         index = (parameter * width + bins.clamp(min=0)).flatten()
-        sums = torch.zeros(2, self.rates.numel(), device=self.rates.device)
+        sums = self.rates.new_zeros(2, self.rates.numel())
         sums.index_add_(1, index, torch.stack([used, used * proximity.flatten()]))
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(sums)

@@ -169,8 +169,8 @@ def _warp(images: Tensor, x: Sequence[Tensor | float], y: Sequence[Tensor | floa
     half a pixel would move every second column only.
     """
     n, c, h, w = images.shape
-    rows = torch.arange(h, device=images.device)[:, None] + 0.5
-    columns = torch.arange(w, device=images.device) + 0.5
+    rows = torch.arange(h, device=images.device, dtype=images.dtype)[:, None] + 0.5
+    columns = torch.arange(w, device=images.device, dtype=images.dtype) + 0.5
 
     def source(row_of_matrix: Sequence[Tensor | float]) -> Tensor:
         a, b, shift = (v[:, None, None] if isinstance(v, Tensor) else v for v in row_of_matrix)
@@ -273,7 +273,7 @@ def _enlarging_matrix(size: int, margin: Tensor, kernel: Callable[[Tensor], Tens
     """(n, size, size): how each output pixel weighs the source pixels between the margins."""
     low = (margin * size).round()[:, None, None]
     high = (size - margin * size).round()[:, None, None]
-    pixel = torch.arange(size, device=margin.device)
+    pixel = torch.arange(size, device=margin.device, dtype=margin.dtype)
     centre = low + (pixel[:, None] + 0.5) * (high - low) / size
     weights = kernel(pixel + 0.5 - centre) * ((pixel >= low) & (pixel < high))
     return weights / weights.sum(-1, keepdim=True)

@@ -120,7 +120,7 @@ def test_influence_is_that_of_dense_autograd(case, name):
     assert torch.stack(expected).abs().sum() > 0
 
 
-def train(algorithm, damping=1.0, steps=4, **options):
+def train(algorithm, damping=1.0, steps=4, precision="32-true", **options):
     seed_everything(0)
     data = Digits(
         num_labeled=20,
@@ -132,13 +132,14 @@ def train(algorithm, damping=1.0, steps=4, **options):
     defaults = {"inner_steps": 2, "update_masked": True}
     net = SmallConvNet(1, channels=(8, 8))
     module = SSLModule(10, net, algorithm, influence=ExactLastLayer(damping), **(defaults | options))
-    bare_trainer(steps, "cpu").fit(module, data)
+    bare_trainer(steps, "cpu", precision=precision).fit(module, data)
     return module
 
 
 @every_method
-def test_training_moves_the_weights_of_seen_examples(name):
-    module = train(METHODS[name](), DAMPING.get(name, 1.0))
+@pytest.mark.parametrize("precision", ["32-true", "64-true"])
+def test_training_moves_the_weights_of_seen_examples(name, precision):
+    module = train(METHODS[name](), DAMPING.get(name, 1.0), precision=precision)
     moved = module.weights.values != 1
     assert moved.any()
     assert moved.sum() <= 2 * 16  # two Λ steps of 16 examples

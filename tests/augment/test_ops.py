@@ -181,14 +181,17 @@ def test_cutout_is_a_clipped_square_around_a_uniform_centre():
     assert torch.equal(filled, holes.any(1).sum(1) * holes.any(2).sum(1))
 
 
-def test_magnitudes_drawn_in_double_precision():
+def test_double_precision_elsewhere_changes_nothing():
     names = list(OPS)
-    images = torch.rand(len(names), 3, 8, 8)
-    choice, magnitude = torch.arange(len(names))[None], 0.4 * torch.rand(1, len(names))
-    found = []
-    for drawn in (magnitude, magnitude.double()):  # double as under a precision of 64-true
+    images, choice = torch.rand(len(names), 3, 8, 8), torch.arange(len(names))[None]
+    magnitude, found = 0.25 * torch.rand(1, len(names)), []
+    for dtype in (torch.float32, torch.float64):  # the latter as under a precision of 64-true
+        torch.set_default_dtype(dtype)
         torch.manual_seed(0)  # cutout draws its place
-        found.append(apply_ops(images, names, choice, drawn))
+        try:
+            found.append(apply_ops(images, names, choice, magnitude.to(dtype)))
+        finally:
+            torch.set_default_dtype(torch.float32)
     assert found[1].dtype == torch.float32
     assert torch.equal(*found)
 
