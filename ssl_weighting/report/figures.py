@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = 3
-PLANES = 4
+PLANES = 3
 """Most combinations of levels whose boundaries are drawn: an animation takes seconds."""
 COLOURS = ("#1b6ca8", "#d1495b", "#2a7f62", "#edae49", "#8338ec", "#6c757d", "#00a6a6", "#a0522d", "#e377c2")
 
