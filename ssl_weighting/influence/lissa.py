@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 
 from ssl_weighting.errors import UserError
-from ssl_weighting.influence.curvature import check_curvature
+from ssl_weighting.influence.curvature import CurvatureOperator, check_curvature
 from ssl_weighting.influence.evaluation import Batch, batch_size
 from ssl_weighting.influence.neumann import largest_eigenvalue
 from ssl_weighting.influence.scoped import Problem, ScopedInfluence, check_damping, check_positive
+
+DOUBLINGS = 10
+"""Of a scale of its own, before it gives up."""
 
 
 class LiSSA(ScopedInfluence):
@@ -26,7 +29,7 @@ class LiSSA(ScopedInfluence):
         depth: Minibatches a run.
         batch_size: Examples in a minibatch.
         scale: Must exceed half the largest eigenvalue of every H_b. ``None``: 1.5 λ_max of the whole batch's
-            H.
+            H, doubled where a run diverges, which unequal λ can bring about.
         repeats: Runs.
         damping: δ.
         curvature: ``ggn`` (positive semi-definite for cross-entropy) or ``hessian`` (indefinite far from a
@@ -60,21 +63,36 @@ class LiSSA(ScopedInfluence):
         operator = problem.operator(self.curvature, self.damping)
         scale = self.scale or 1.5 * largest_eigenvalue(operator, gradient, iterations=8)
         sampler = _Minibatches(operator.batches, self.batch_size)
+        total = torch.zeros_like(gradient)
+        runs = doublings = 0
+        while runs < self.repeats:
+            estimate = self._run(operator, sampler, gradient, scale)
+            if estimate is not None:
+                total += estimate
+                runs += 1
+            elif self.scale is None and doublings < DOUBLINGS:
+                scale *= 2
+                doublings += 1
+            else:
+                raise UserError(
+                    f"influence.scale={scale:.3g}: LiSSA diverges; raise scale (or batch_size="
+                    f"{self.batch_size}), and with curvature='hessian' choose 'ggn' or raise "
+                    f"damping={self.damping:g}"
+                )
+        return total / self.repeats
+
+    def _run(
+        self, operator: CurvatureOperator, sampler: _Minibatches, gradient: Tensor, scale: float
+    ) -> Tensor | None:
+        """One estimate of H⁻¹g; ``None`` if it diverges."""
         # A convergent run's h is at most g · scale / δ long, and at most (depth + 1) g.
         bound = 2 * float(gradient.norm()) * (self.depth + 1)
-        total = torch.zeros_like(gradient)
-        for _ in range(self.repeats):
-            estimate = gradient.clone()
-            for _ in range(self.depth):
-                estimate = gradient + estimate - operator.on(sampler.draw())(estimate) / scale
-                if not estimate.norm() <= bound:
-                    raise UserError(
-                        f"influence.scale={scale:.3g}: LiSSA diverges; raise scale (or batch_size="
-                        f"{self.batch_size}), and with curvature='hessian' choose 'ggn' or raise "
-                        f"damping={self.damping:g}"
-                    )
-            total += estimate / scale
-        return total / self.repeats
+        estimate = gradient.clone()
+        for _ in range(self.depth):
+            estimate = gradient + estimate - operator.on(sampler.draw())(estimate) / scale
+            if not estimate.norm() <= bound:
+                return None
+        return estimate / scale
 
 
 class _Minibatches:

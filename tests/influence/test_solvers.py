@@ -146,6 +146,23 @@ def test_lissa_names_the_mend_where_it_diverges(case):
         LiSSA(50, 4, 0.001, scope="all")(c.network, c.objective, c.validation)
 
 
+def test_lissa_doubles_its_own_scale_until_it_converges(case):
+    c = case("mlp")
+    weights = [None if w is None else w.index_fill(0, torch.tensor([0]), 100) for w in c.objective.weights]
+    objective, scales = Objective(c.objective.terms, weights), []  # one example outweighs all others
+    torch.manual_seed(0)
+    solver = LiSSA(60, 1, scope="all")
+    run = solver._run
+    solver._run = lambda *given: (scales.append(given[-1]), run(*given))[1]
+    found = solver(c.network, objective, c.validation)
+    assert scales == [scales[0] * 2**i for i in range(len(scales))]
+    assert len(scales) > 1
+    assert torch.cat(found).isfinite().all()
+    torch.manual_seed(0)
+    with pytest.raises(UserError, match=r"influence\.scale=.*raise scale"):
+        LiSSA(60, 1, scales[0], scope="all")(c.network, objective, c.validation)
+
+
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_larsen_rank_one(case, kind, scope):
