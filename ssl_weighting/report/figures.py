@@ -128,10 +128,12 @@ def draw_factor(records: list[Record]) -> Figure:
             shown = [(place, errors) for place, errors in found if errors]
             # Side by side where levels are names: error bars would hide each other.
             aside = 0.0 if labels is None else 0.6 * ((arms.index(arm) + 0.5) / len(arms) - 0.5)
+            means = [statistics.mean(errors) for _, errors in shown]
+            stds = [statistics.stdev(errors) if len(errors) > 1 else 0.0 for _, errors in shown]
             axis.errorbar(
                 [place + aside for place, _ in shown],
-                [statistics.mean(errors) for _, errors in shown],
-                [statistics.stdev(errors) if len(errors) > 1 else 0.0 for _, errors in shown],
+                means,
+                [list(map(min, means, stds)), stds],  # no error is below 0
                 label=arm,
                 color=COLOURS[arms.index(arm) % len(COLOURS)],
                 marker="o",
@@ -172,13 +174,13 @@ def _wrapped(labels: list[str]) -> list[str]:
 
 
 def _panels(number: int) -> tuple[Figure, list[Axes]]:
-    """A figure of at least ``number`` panels, the last ones empty."""
+    """A figure of at least ``number`` panels of the same errors up, the last ones empty."""
     from matplotlib.figure import Figure
 
-    columns = min(COLUMNS, number)
+    columns = 2 if number == 4 else min(COLUMNS, number)
     rows = -(-number // columns)
     figure = Figure(figsize=(4.2 * columns + 0.6, 3.3 * rows), layout="constrained")
-    axes = list(np.atleast_1d(figure.subplots(rows, columns)).flat)
+    axes = list(np.atleast_1d(figure.subplots(rows, columns, sharey=True)).flat)
     for axis in axes:
         axis.grid(alpha=0.2)
     for axis in axes[number:]:
