@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = 3
+BANDS = 5
+"""Most arms whose deviation is shown: bands of more would hide each other."""
 PLANES = 3
 """Most combinations of levels whose boundaries are drawn: an animation takes seconds."""
 COLOURS = ("#1b6ca8", "#d1495b", "#2a7f62", "#edae49", "#8338ec", "#6c757d", "#00a6a6", "#a0522d", "#e377c2")
@@ -74,7 +76,7 @@ def levels_of(records: list[Record]) -> dict[str, list[str]]:
 
 
 def draw_training(records: list[Record]) -> Figure:
-    """Error over θ steps, mean and standard deviation over seeds: a panel a combination of levels, a line an arm.
+    """Error over θ steps, mean and, of few arms, deviation over seeds: a panel a combination of levels, a line an arm.
 
     The validation error; the test error where it was followed.
     """
@@ -91,7 +93,8 @@ def draw_training(records: list[Record]) -> Figure:
                 found = [dict(zip(*curves[id(r)][f"{part}/error"], strict=True)) for r in mine]
                 steps = sorted(set.intersection(*(set(f) for f in found)))
                 values = 100 * np.array([[f[step] for step in steps] for f in found])
-                _line_with_band(axis, np.array(steps), values, arm, COLOURS[arms.index(arm) % len(COLOURS)])
+                colour = COLOURS[arms.index(arm) % len(COLOURS)]
+                _line(axis, np.array(steps), values, arm, colour, band=len(arms) <= BANDS)
         axis.set_title(", ".join(f"{name} {level}" for name, level in panel), fontsize=10)
         axis.set_xlabel("θ steps")
         axis.set_ylabel(f"{part} error, %")
@@ -99,11 +102,11 @@ def draw_training(records: list[Record]) -> Figure:
     return figure
 
 
-def _line_with_band(axis: Axes, steps: np.ndarray, values: np.ndarray, label: str, colour: str) -> None:
+def _line(axis: Axes, steps: np.ndarray, values: np.ndarray, label: str, colour: str, *, band: bool) -> None:
     """Values (seeds, steps), none negative: their mean, and a band of one standard deviation where there are several."""
     mean = values.mean(0)
     axis.plot(steps, mean, color=colour, label=f"{label} ({len(values)})", linewidth=1.5)
-    if len(values) > 1:
+    if band and len(values) > 1:
         std = values.std(0, ddof=1)
         axis.fill_between(steps, (mean - std).clip(min=0), mean + std, color=colour, alpha=0.15, linewidth=0)
 
@@ -179,7 +182,9 @@ def _panels(number: int) -> tuple[Figure, list[Axes]]:
 
     columns = 2 if number == 4 else min(COLUMNS, number)
     rows = -(-number // columns)
-    figure = Figure(figsize=(4.2 * columns + 0.6, 3.3 * rows), layout="constrained")
+    figure = Figure(
+        figsize=(4.2 * columns + 0.6, 3.3 * rows) if number > 1 else (6.4, 4.2), layout="constrained"
+    )
     axes = list(np.atleast_1d(figure.subplots(rows, columns, sharey=True)).flat)
     for axis in axes:
         axis.grid(alpha=0.2)
