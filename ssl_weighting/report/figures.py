@@ -32,8 +32,8 @@ def write_figures(records: list[Record], out: Path, name: str) -> None:
     """Draw all figures that a study's runs allow, as PNG and SVG.
 
     ``<name>_training`` needs the runs' own files; ``<name>_factor`` a factor of at least two levels; pictures and
-    animations ``<name>_boundary_…`` runs on points in the plane at no more than three combinations of levels, of which the
-    first seed is drawn.
+    animations ``<name>_boundary_…`` runs on points in the plane, at no more than three combinations of levels; the first
+    seed is drawn.
 
     Args:
         records: Runs of one study.
