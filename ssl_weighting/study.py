@@ -211,17 +211,21 @@ def parse_seeds(value: Any) -> list[int]:
     """``20`` (0 to 19), ``"3..5"`` (both included) or a list.
 
     Raises:
-        UserError: If it is none of these.
+        UserError: If it is none of these, or none at all.
     """
     try:
         if isinstance(value, int):
-            return list(range(value))
-        if isinstance(value, str) and ".." in value:
+            seeds = list(range(value))
+        elif isinstance(value, str) and ".." in value:
             first, last = value.split("..")
-            return list(range(int(first), int(last) + 1))
-        return [int(seed) for seed in (value.split(",") if isinstance(value, str) else value)]
+            seeds = list(range(int(first), int(last) + 1))
+        else:
+            seeds = [int(seed) for seed in (value.split(",") if isinstance(value, str) else value)]
     except (TypeError, ValueError):
         raise UserError(f"seeds: {value!r} must be a number of seeds, a range 0..2, or a list") from None
+    if not seeds:
+        raise UserError(f"seeds: {value!r} are none; 1 means seed 0 alone, 3..3 seed 3 alone")
+    return seeds
 
 
 # ---- runs --------------------------------------------------------------------------------------------------

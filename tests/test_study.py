@@ -116,6 +116,9 @@ def test_seeds():
     assert parse_seeds("2..4") == [2, 3, 4]
     assert parse_seeds("5,1") == [5, 1]
     assert parse_seeds([7]) == [7]
+    for none in (0, "4..2", []):
+        with pytest.raises(UserError, match="are none; 1 means seed 0 alone"):
+            parse_seeds(none)
 
 
 def test_identity_is_what_decides_the_figures(tmp_path):
