@@ -103,7 +103,7 @@ def draw_training(records: list[Record]) -> Figure:
 
 
 def _line(axis: Axes, steps: np.ndarray, values: np.ndarray, label: str, colour: str, *, band: bool) -> None:
-    """Values (seeds, steps), none negative: their mean, and a band of one standard deviation where there are several."""
+    """The mean of values (seeds, steps), none negative; with ``band``, the standard deviation of several seeds."""
     mean = values.mean(0)
     axis.plot(steps, mean, color=colour, label=f"{label} ({len(values)})", linewidth=1.5)
     if band and len(values) > 1:
