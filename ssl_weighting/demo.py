@@ -18,7 +18,7 @@ from rich.table import Table
 
 METHODS: dict[str, list[str]] = {
     "supervised": ["--model.algorithm", "Supervised", "--model.weighting", "fixed"],
-    "fixed λ = 1": ["--model.weighting", "fixed"],
+    "fixed λ = 1": ["--model.weighting", "fixed", "--model.weight_init", "1"],
     "per-example λ": [],
 }
 RECIPE = "demo"

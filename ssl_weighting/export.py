@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
         "--threshold",
         type=float,
         metavar="λ",
-        help="least weight that --clean keeps (default: half the initial weight)",
+        help="least weight that --clean keeps (default: half the initial weight; 0.5 if that is 0)",
     )
     options = parser.parse_args(argv)
     if options.top < 0:
@@ -70,10 +70,11 @@ def main(argv: list[str]) -> int:
         print(f"{options.export}: all {len(everything)} unlabelled examples")
     if options.clean is not None:
         initial = float(run.config["model"].get("weight_init", 1.0))
-        threshold = initial / 2 if options.threshold is None else options.threshold
+        threshold = (initial or 1.0) / 2 if options.threshold is None else options.threshold
         kept = everything.filter(pc.greater_equal(everything["weight"], threshold))
         _write(kept, options.clean)
-        why = f"half the initial weight {initial:g}" if options.threshold is None else "--threshold"
+        half = f"half the initial weight {initial:g}" if initial else "weights began at 0"
+        why = half if options.threshold is None else "--threshold"
         print(
             f"{options.clean}: {len(kept)} of {len(everything)} unlabelled examples, those of weight ≥ {threshold:g} "
             f"({why}); examples that never moved have their initial weight"

@@ -70,7 +70,8 @@ class SSLModule(LightningModule):
         weight_optimizer: ``masked_adam``: M-Adam (Alg. 2). ``sgd`` and ``adam`` (dense, every row moves) are its
             rivals in the ablation (Sec. 4.3); the synthetic sets use ``sgd`` (Sec. 4.1).
         bias_correction: M-Adam's: ``global`` as Alg. 2 is printed, ``per_example`` as in the authors' code.
-        weight_init: Initial λ (App. E: 1; 5 for UDA with 250 labels).
+        weight_init: Initial λ (App. E: 1; 5 for UDA with 250 labels). From 0, an example has to earn its weight before
+            it is learned from.
         weight_bounds: Smallest and largest λ. The paper: above 0; the authors' code: 0 to 2.
         update_masked: Also move examples whose loss is masked out in the batch, by the influence that they would
             have unmasked. The paper's Alg. 2 leaves them, the authors' code moves them.
@@ -148,6 +149,10 @@ class SSLModule(LightningModule):
             "model.weight_bounds", list(weight_bounds), 0 <= low < high, "must be [low, high], 0 ≤ low < high"
         )
         _require("model.weight_init", weight_init, low <= weight_init <= high, f"must lie in [{low}, {high}]")
+        ignored = weighting == "fixed" and weight_init == 0 and bool(algorithm.views)
+        _require(
+            "model.weight_init", weight_init, not ignored, "with weighting: fixed nothing unlabelled would count; give 1"
+        )
         if clip_norm is not None:
             _require("model.clip_norm", clip_norm, clip_norm > 0, "must be above 0; null for no clipping")
         if weight_storage == "disk" and weight_optimizer == "adam":

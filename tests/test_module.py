@@ -328,6 +328,7 @@ def test_runs_with_one_seed_are_the_same():
         ({"weight_lr": 0.0}, "model.weight_lr=0.0"),
         ({"weight_bounds": (2.0, 0.0)}, r"model.weight_bounds=\[2.0, 0.0\]"),
         ({"weight_init": 3.0, "weight_bounds": (0.0, 2.0)}, "model.weight_init=3.0"),
+        ({"weight_init": 0.0, "weighting": "fixed"}, "model.weight_init=0.0: .*; give 1"),
         ({"accumulate": 0}, "model.accumulate=0"),
         ({"ema_decay": 1.0}, "model.ema_decay=1.0"),
         ({"clip_norm": 0.0}, "model.clip_norm=0.0"),
