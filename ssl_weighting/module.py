@@ -151,7 +151,10 @@ class SSLModule(LightningModule):
         _require("model.weight_init", weight_init, low <= weight_init <= high, f"must lie in [{low}, {high}]")
         ignored = weighting == "fixed" and weight_init == 0 and bool(algorithm.views)
         _require(
-            "model.weight_init", weight_init, not ignored, "with weighting: fixed nothing unlabelled would count; give 1"
+            "model.weight_init",
+            weight_init,
+            not ignored,
+            "with weighting: fixed nothing unlabelled would count; give 1",
         )
         if clip_norm is not None:
             _require("model.clip_norm", clip_norm, clip_norm > 0, "must be above 0; null for no clipping")
