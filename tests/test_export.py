@@ -1,6 +1,7 @@
 """ssl-weighting weights: lists, exports and cleaned pools."""
 
 import csv
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
@@ -47,6 +48,15 @@ def test_a_cleaned_pool_keeps_what_is_at_or_above_the_threshold(tiny_run, tmp_pa
     assert 0 < len(kept["weight"]) < len(weights)
     assert main([*clean, str(tmp_path / "default.csv")]) == 0
     assert "weight ≥ 0.5 (half the initial weight 1)" in capsys.readouterr().out
+
+
+def test_weights_that_began_at_0_are_kept_from_a_half_on(tiny_run, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("weight_init: 1.0", "weight_init: 0.0"))
+    assert main(["weights", str(run), "--top", "0", "--clean", str(tmp_path / "kept.csv")]) == 0
+    assert "weight ≥ 0.5 (weights began at 0)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("option", ["--export", "--clean"])
