@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -127,9 +128,15 @@ def explained(error: BaseException) -> UserError | None:
     message = " ".join(str(error).split())
     if isinstance(error, OSError) and error.errno in UNWRITABLE:
         return LocalError(unwritable(error.filename or "a file of the run", error))
-    if isinstance(error, RuntimeError) and "DataLoader worker" in message:
+    handing_over = isinstance(error, OSError | EOFError) and _passed_through(error, "resource_sharer.py")
+    if handing_over or (isinstance(error, RuntimeError) and "DataLoader worker" in message):
+        what = (
+            "DataLoader worker was lost while it handed over a batch"
+            if handing_over
+            else message.split(".")[0]
+        )
         return LocalError(
-            f"data.num_workers: {message.split('.')[0]}; something killed it, often for want of memory. The same "
+            f"data.num_workers: {what}; something killed it, often for want of memory. The same "
             "command with --ckpt_path last goes on from the last checkpoint, with fewer workers if need be"
         )
     if isinstance(error, DistError) or (
@@ -140,3 +147,7 @@ def explained(error: BaseException) -> UserError | None:
             "and the same command with --ckpt_path last goes on from there"
         )
     return None
+
+
+def _passed_through(error: BaseException, file: str) -> bool:
+    return any(Path(frame.filename).name == file for frame in traceback.extract_tb(error.__traceback__))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager, suppress
+from multiprocessing import resource_sharer
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from ssl_weighting.callbacks import RunFiles
 from ssl_weighting.cli import main
 from ssl_weighting.errors import LocalError, NonFiniteError, UserError
 from ssl_weighting.files import whole_file
+from ssl_weighting.launch import explained
 from ssl_weighting.row_file import RowFile
 from ssl_weighting.weights import row_defaults
 
@@ -224,8 +226,17 @@ def test_a_killed_data_worker(tmp_path, capsys, monkeypatch):
     with at(monkeypatch, 15, kill_a_worker):
         assert main([*arguments(tmp_path), "--data.num_workers", "1"]) == 2
     said = one_line(capsys.readouterr().err)
-    assert re.search(r"data\.num_workers: DataLoader worker \(pid\(?s?\)? .*--ckpt_path last", said), said
+    assert re.search(r"data\.num_workers: DataLoader worker .*--ckpt_path last", said), said
     assert state(run_of(tmp_path))["global_step"] == 14
+
+
+def test_a_data_worker_lost_while_it_hands_over_a_batch(tmp_path):
+    with pytest.raises(FileNotFoundError) as fault:
+        resource_sharer._resource_sharer.get_connection((str(tmp_path / "gone"), 0))
+    assert "data.num_workers: DataLoader worker was lost" in str(explained(fault.value))
+    with pytest.raises(FileNotFoundError) as fault:
+        (tmp_path / "gone").read_text()
+    assert explained(fault.value) is None
 
 
 @pytest.mark.slow
