@@ -40,7 +40,7 @@ TEXTS, TEXT_LABELS, TEXT_JUNK, TEXT_TEST = 600, 12, 120, 300
 """Texts: in the table, labelled a class, of no class, held out."""
 VARIANTS = {
     "as written": [],
-    "fixed": ["--model.weighting", "fixed", "--model.weight_init", "1"],
+    "fixed": ["--model.weighting", "fixed"],
     "supervised": ["--model.algorithm", "Supervised"],
 }
 

@@ -36,8 +36,6 @@ WHOLE = {"images": 1.6, "text": 2.8}
 ENCODERS = {"cpu": "sentence-transformers/all-MiniLM-L6-v2", "cuda": "bert-base-uncased"}
 FEW_TO_COMPARE = 10
 """Validation examples below which single ones say too little."""
-ENOUGH_VISITS = 8
-"""Λ steps an example from which on weights may begin at 0; one that is never judged would never be learned from."""
 LOOKED_AT = 300
 """Images or texts whose size is looked at."""
 
@@ -255,7 +253,6 @@ model:
     init_args: {{lr: {rate}, momentum: 0.9, nesterov: true, weight_decay: 0.0005}}
   # The weights λ: a short run visits each example only some ten times, so they move often and far.
   weighting: per_example # fixed: the plain method, for comparison
-{_start_part(choice, sizes)}
   inner_steps: 2
   warmup_steps: {choice.steps // 8}
   weight_optimizer: sgd
@@ -402,15 +399,6 @@ def _influence_part(validation: int) -> str:
     if validation < FEW_TO_COMPARE:
         return "  influence:\n    class_path: ExactLastLayer\n    init_args: {damping: reference_code}"
     return "  influence:\n    class_path: RelativeInfluence # the paper's: ExactLastLayer; see docs/choosing-a-solver.md"
-
-
-def _start_part(choice: Choice, sizes: dict[str, int]) -> str:
-    """λ from 0 if every example is judged often enough to earn its weight."""
-    weight_steps = (choice.steps - choice.steps // 8) // 2
-    visits = weight_steps * choice.data["unlabeled_batch_size"] / max(1, sizes["unlabeled"])
-    if visits >= ENOUGH_VISITS and sizes["validation"] >= FEW_TO_COMPARE:
-        return "  weight_init: 0 # an example has to earn its weight; 1 with weighting: fixed"
-    return "  weight_init: 1 # 0: an example has to earn its weight, where each is visited often enough"
 
 
 # ---- both ---------------------------------------------------------------------------------------------------

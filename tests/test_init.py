@@ -91,14 +91,6 @@ def test_without_a_pool_some_labels_are_put_aside(here, capsys):
     assert main(["fit", "--config", "labelled.yaml", *BUDGET]) == 0
 
 
-@pytest.mark.parametrize(("unlabeled", "validation", "start"), [(1400, 30, 0), (1401, 30, 1), (1400, 9, 1)])
-def test_weights_begin_at_0_where_every_example_is_judged_often(unlabeled, validation, start):
-    choice = init.Choice({"unlabeled_batch_size": 32})
-    choice.steps = 800  # 350 Λ steps after the warm-up
-    line = init._start_part(choice, {"unlabeled": unlabeled, "validation": validation})
-    assert yaml.safe_load(line) == {"weight_init": start}
-
-
 def test_images_are_mirrored_only_if_told(here):
     images(here / "labelled", names=("cat", "dog"), each=12)
     assert main(["init", "--images", "labelled", "--out", "plain.yaml"]) == 0
