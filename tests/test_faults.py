@@ -226,7 +226,9 @@ def test_a_killed_data_worker(tmp_path, capsys, monkeypatch):
     with at(monkeypatch, 15, kill_a_worker):
         assert main([*arguments(tmp_path), "--data.num_workers", "1"]) == 2
     said = one_line(capsys.readouterr().err)
-    assert re.search(r"data\.num_workers: DataLoader worker .*--ckpt_path last", said), said
+    assert re.search(
+        r"data\.num_workers: DataLoader worker (\(pid\(?s?\)? |was lost ).*--ckpt_path last", said
+    ), said
     assert state(run_of(tmp_path))["global_step"] == 14
 
 
