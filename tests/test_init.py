@@ -10,10 +10,11 @@ import torch
 import yaml
 from PIL import Image
 
-from ssl_weighting import init
 from ssl_weighting.cli import main
 from ssl_weighting.data import read_split
 from ssl_weighting.data.images import Images
+from ssl_weighting.init import images as init_images
+from ssl_weighting.init import timing
 
 BUDGET = [
     *("--trainer.max_steps", "4", "--trainer.val_check_interval", "2", "--trainer.accelerator", "cpu"),
@@ -24,7 +25,7 @@ BUDGET = [
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(init, "_pretrained_weights", lambda: False)
+    monkeypatch.setattr(init_images, "_pretrained_weights", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     return tmp_path
 
@@ -101,8 +102,10 @@ def test_images_are_mirrored_only_if_told(here):
 
 def test_large_images_take_a_pretrained_network_where_there_is_one(here, monkeypatch):
     images(here / "labelled", names=("a1", "b1"), each=8, side=90)
-    monkeypatch.setattr(init, "_pretrained_weights", lambda: True)
-    monkeypatch.setattr(init, "TorchvisionModel", lambda *_: init.SmallConvNet())  # not its weights
+    monkeypatch.setattr(init_images, "_pretrained_weights", lambda: True)
+    monkeypatch.setattr(
+        init_images, "TorchvisionModel", lambda *_: init_images.SmallConvNet()
+    )  # not its weights
     assert main(["init", "--images", "labelled"]) == 0
     written = recipe("labelled.yaml")
     assert written["model"]["backbone"] == {
@@ -115,8 +118,8 @@ def test_large_images_take_a_pretrained_network_where_there_is_one(here, monkeyp
 
 def test_steps_fit_into_the_time(here, monkeypatch):
     images(here / "labelled", names=("a1", "b1"))
-    for seconds, expected in ((1e-6, init.MOST["cpu"]), (1e6, init.FEWEST["images"]), (0.156, 800)):
-        monkeypatch.setattr(init, "_seconds", lambda *_, s=seconds: s)
+    for seconds, expected in ((1e-6, timing.MOST["cpu"]), (1e6, timing.FEWEST["images"]), (0.156, 800)):
+        monkeypatch.setattr(timing, "_seconds", lambda *_, s=seconds: s)
         assert main(["init", "--images", "labelled", "--out", f"r{expected}.yaml"]) == 0
         assert recipe(f"r{expected}.yaml")["trainer"]["max_steps"] == expected
 

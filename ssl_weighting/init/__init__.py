@@ -1,0 +1,83 @@
+"""``ssl-weighting init``: look at somebody's data, and write a recipe and a split that run as they are."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from ssl_weighting.data.split import write_split
+from ssl_weighting.errors import UserError
+from ssl_weighting.files import whole_file
+from ssl_weighting.init.choice import tell
+from ssl_weighting.init.images import choose_for_images, image_recipe
+from ssl_weighting.init.text import ENCODERS, choose_for_texts, text_recipe
+
+
+def main(argv: list[str]) -> int:
+    """Write a recipe and a split for somebody's data.
+
+    Args:
+        argv: ``--images DIR`` or ``--text FILE``, and options; ``--help`` lists them.
+
+    Returns:
+        The exit status, 0.
+
+    Raises:
+        UserError: If the data is of no use, or a file is there already.
+    """
+    parser = argparse.ArgumentParser(prog="ssl-weighting init", description=__doc__, allow_abbrev=False)
+    data = parser.add_mutually_exclusive_group(required=True)
+    data.add_argument(
+        "--images", type=Path, metavar="DIR", help="a folder a class, or a table of path and label"
+    )
+    data.add_argument(
+        "--text", type=Path, metavar="FILE", help="a table of text and label; empty labels are the pool"
+    )
+    parser.add_argument(
+        "--unlabelled", "--unlabeled", type=Path, metavar="DIR", help="the pool: a folder of images"
+    )
+    parser.add_argument(
+        "--flip", action="store_true", help="a mirrored image keeps its class: not letters, digits, arrows"
+    )
+    parser.add_argument("--test", type=Path, metavar="PATH", help="test examples, as --images or --text")
+    parser.add_argument("--encoder", help="text: name on the Hugging Face hub, or folder, of the encoder")
+    parser.add_argument("--out", type=Path, metavar="RECIPE", help="default: the data's name, .yaml")
+    options = parser.parse_args(argv)
+    if options.text and options.unlabelled:
+        parser.error("--unlabelled is for images; in a table of texts, leave the pool's labels empty")
+    if options.images and options.encoder:
+        parser.error("--encoder is for texts")
+    if options.text and options.flip:
+        parser.error("--flip is for images")
+    source: Path = options.images or options.text
+    recipe = options.out or Path(f"{source.resolve().stem}.yaml")
+    split = recipe.with_suffix(".split.json")
+    if recipe.suffix not in (".yaml", ".yml"):
+        raise UserError(f"--out {recipe}: must end in .yaml")
+    if not recipe.resolve().parent.is_dir():
+        raise UserError(f"--out {recipe}: there is no folder {recipe.resolve().parent}")
+    _refuse_to_overwrite(recipe, split)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if options.images:
+        choice, module = choose_for_images(source, options.unlabelled, options.test, options.flip, device)
+        body = image_recipe
+    else:
+        choice, module = choose_for_texts(source, options.test, options.encoder or ENCODERS[device], device)
+        body = text_recipe
+    assert module.split is not None
+    sizes = {part: len(module.sets[part]) for part in ("labeled", "validation", "unlabeled")}
+    text = body(choice, module, split.resolve(), sizes)
+    _refuse_to_overwrite(recipe, split)
+    write_split(module.split, split)
+    with whole_file(recipe) as partial:
+        partial.write_text(text, encoding="utf-8")
+    tell(choice, recipe, split)
+    return 0
+
+
+def _refuse_to_overwrite(*paths: Path) -> None:
+    for path in paths:
+        if path.exists():
+            raise UserError(f"--out: {path} is there already; give another name, or move it away")

@@ -1,0 +1,126 @@
+"""What ``init`` chooses and why, and the parts of a recipe that all kinds of data share."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from ssl_weighting.data.base import SSLData
+from ssl_weighting.data.split import validation_shares
+
+FEW_TO_COMPARE = 10
+"""Validation examples below which single ones say too little."""
+LOOKED_AT = 300
+"""Images or texts whose size is looked at."""
+
+
+@dataclass
+class Choice:
+    """A recipe in the making.
+
+    Attributes:
+        data: Arguments of the data set.
+        backbone: The network's, as it stands in the recipe.
+        steps: θ steps.
+        notes: What was chosen, and why.
+    """
+
+    data: dict[str, Any]
+    backbone: tuple[str, dict[str, Any]] = ("", {})
+    steps: int = 0
+    notes: list[tuple[str, str, str]] = field(default_factory=list)
+
+    def note(self, what: str, value: object, why: str) -> None:
+        """Remember a choice, to be told."""
+        self.notes.append((what, str(value), why))
+
+
+def make_a_pool(choice: Choice, labels: Tensor) -> None:
+    """All examples have a label and there is no pool: most labels are put aside, as if they were not known."""
+    counts = labels.bincount()
+    left = int(counts.sum() - validation_shares(counts).sum())
+    choice.data["num_labeled"] = min(max(4 * len(counts), left // 4), max(len(counts), left // 2))
+    choice.note(
+        "num_labeled",
+        choice.data["num_labeled"],
+        "no pool was given: examples beyond these are it, labels unseen",
+    )
+
+
+def set_up(module: SSLData, choice: Choice) -> None:
+    """Load and split, and note what there is."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        module.prepare_data()
+        module.setup("fit")
+        if module.has_test:
+            module.setup("test")
+    found = {part: len(examples) for part, examples in module.sets.items()}
+    names = module.class_names
+    listed = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+    choice.note("classes", module.num_classes, listed)
+    choice.note("labelled", found["labeled"], "to train on")
+    per_class = module.sets["validation"].labels.bincount(minlength=module.num_classes)
+    few = [name for name, count in zip(names, per_class.tolist(), strict=False) if count < 3]
+    why = "labels kept aside, which the weights are learned on"
+    choice.note(
+        "validation",
+        found["validation"],
+        why + (f"; fewer than 3 for {', '.join(few[:5])}: label more" if few else ""),
+    )
+    choice.note(
+        "unlabelled", found["unlabeled"], "the pool, each with a weight; labelled examples among them"
+    )
+    without = (
+        "none given: the validation error is all there is, and it is too kind, the weights were learned on it"
+    )
+    choice.note("test", found.get("test", 0), "tested once, at the end" if "test" in found else without)
+    for warning in said:
+        if issubclass(warning.category, UserWarning) and "left out" in str(warning.message):
+            choice.note("left out", "", str(warning.message))
+
+
+def data_part(kind: str, arguments: dict[str, Any], sizes: dict[str, int]) -> str:
+    """The recipe's ``data``, with the sizes of the split's parts in a comment."""
+    lines = [f"    {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in arguments.items()]
+    comment = (
+        f"{sizes['labeled']} labelled, {sizes['validation']} validation, {sizes['unlabeled']} unlabelled"
+    )
+    lines[-1] += f" # {comment}; without it, one is drawn by the seed"
+    return "\n".join(["data:", f"  class_path: {kind}", "  init_args:", *lines])
+
+
+def backbone_part(choice: Choice) -> str:
+    """The recipe's ``model.backbone``."""
+    name, arguments = choice.backbone
+    lines = ["  backbone:", f"    class_path: {name}"]
+    return "\n".join(
+        [*lines, f"    init_args: {json.dumps(arguments, ensure_ascii=False)}"] if arguments else lines
+    )
+
+
+def influence_part(validation: int) -> str:
+    """The influence that finds what does not belong; the paper's, where too few examples validate to compare with."""
+    if validation < FEW_TO_COMPARE:
+        return "  influence:\n    class_path: ExactLastLayer\n    init_args: {damping: reference_code}"
+    return "  influence:\n    class_path: RelativeInfluence # the paper's: ExactLastLayer; see docs/choosing-a-solver.md"
+
+
+def tell(choice: Choice, recipe: Path, split: Path) -> None:
+    """Print what was chosen and why, what was written, and the command that comes next."""
+    from rich.text import Text as Plain
+
+    table = Table(title=f"{recipe}", title_justify="left", show_header=False)
+    for what, value, why in choice.notes:
+        table.add_row(Plain(what), Plain(value), Plain(why))
+    console = Console(soft_wrap=True)
+    console.print(table)
+    console.print(f"wrote {recipe} and {split}", highlight=False, markup=False)
+    console.print(f"next: ssl-weighting fit --config {recipe}", highlight=False, markup=False)
