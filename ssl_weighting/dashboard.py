@@ -72,7 +72,7 @@ def layout(entity: str, project: str) -> Any:
         import wandb_workspaces.workspaces as ws
     except ImportError:
         raise UserError(
-            "dashboard: wandb-workspaces is not installed; pip install 'ssl-weighting[wandb]'"
+            "dashboard: wandb-workspaces is not installed; pip install 'ssl-weighting[dashboard]'"
         ) from None
 
     def lines(title: str, *metrics: str, log: bool = False) -> Any:

@@ -52,17 +52,19 @@ class Translator:
     """
 
     def __init__(self, name: str, key: str, temperature: float, batch_size: int, device: str) -> None:
-        try:
-            from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-            from transformers.utils import logging
-        except ImportError as error:
-            raise UserError("paraphrase: needs the text extra: pip install 'ssl-weighting[text]'") from error
+        from transformers import AutoModelForSeq2SeqLM, AutoTokenizer  # slow to import
+        from transformers.utils import logging
+
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
             model = AutoModelForSeq2SeqLM.from_pretrained(name, trust_remote_code=False, weights_only=True)
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        except ImportError:  # of MarianMT's tokenizers
+            raise UserError(
+                f"--{key} {name}: its tokenizer needs sentencepiece; pip install 'ssl-weighting[paraphrase]'"
+            ) from None
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise UserError(
                 f"--{key} {name}: no translation model to be had ({one_line(error)[:160]}); give a folder, or a name on "
                 "the Hugging Face hub while the network is there"

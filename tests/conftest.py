@@ -36,8 +36,8 @@ WORDS = "the a film was good bad great awful plot story i it loved hated very no
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random BERT of two layers and a vocabulary of letters and some words."""
-    transformers = pytest.importorskip("transformers")
     import torch
+    import transformers
 
     folder = tmp_path_factory.mktemp("bert")
     letters = [chr(c) for c in range(33, 127) if not chr(c).isupper()]

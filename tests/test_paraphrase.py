@@ -18,7 +18,8 @@ from ssl_weighting.paraphrase import sentences_of
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """Two folders with a random MarianMT model and its real kind of tokenizer, SentencePiece."""
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     spm = pytest.importorskip("sentencepiece")
     import json
 

@@ -193,13 +193,9 @@ def buckets(lengths: np.ndarray, most: int) -> list[int]:
 
 def _pretrained(name: str, layers: int | None) -> tuple[Any, bool]:
     """The encoder, and whether its pooler was not among the weights."""
-    try:
-        from transformers import AutoModel
-        from transformers.utils import logging
-    except ImportError as error:
-        raise UserError(
-            "model.backbone=Transformer: needs the text extra: pip install 'ssl-weighting[text]'"
-        ) from error
+    from transformers import AutoModel  # slow to import
+    from transformers.utils import logging
+
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:

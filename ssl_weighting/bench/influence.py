@@ -28,6 +28,7 @@ from ssl_weighting.bench.timing import (
     peaks,
     relative_error,
     report,
+    say_missing,
     set_up,
     terms,
 )
@@ -94,6 +95,8 @@ def run(options: Options) -> list[Row]:
         method, _, scope = name.partition(" | ")
         ratio = seconds[name] / reference
         rows.append(Row(method, scope or "all", seconds[name], ratio, memory[name], errors.get(name)))
+    if options.network.startswith("wrn"):
+        say_missing(["curvlinops"])
     sizes = f"{options.labeled}/{options.unlabeled}/{options.validation}"
     report(f"Influence: {options.network}, a whole weight step with {sizes}", rows, reference, options)
     return rows

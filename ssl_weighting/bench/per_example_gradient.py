@@ -41,6 +41,7 @@ from ssl_weighting.bench.timing import (
     peaks,
     relative_error,
     report,
+    say_missing,
     set_up,
     terms,
 )
@@ -90,6 +91,8 @@ def run(options: Options) -> list[Row]:
                 errors.get(name),
             )
         )
+    if options.network.startswith("wrn"):
+        say_missing(PEERS)
     title = f"Per-example gradient products: {options.network}, {options.unlabeled} examples"
     report(title, rows, reference, options)
     return rows

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -17,7 +18,7 @@ import platform
 import resource
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -108,7 +109,7 @@ def parse(program: str, description: str, argv: list[str]) -> Options:
         UserError: For a value out of range.
     """
     parser = argparse.ArgumentParser(program, description=description)
-    parser.add_argument("--network", choices=NETWORKS, help="default: wrn-28-2; BERT's need the text extra")
+    parser.add_argument("--network", choices=NETWORKS, help="default: wrn-28-2")
     parser.add_argument("--labeled", type=int, help="|D'|, default 64 (BERT: 8)")
     parser.add_argument("--unlabeled", type=int, help="|U'|, default 320 (BERT: 32)")
     parser.add_argument("--validation", type=int, help="|V'|, default 256 (BERT: 20)")
@@ -203,10 +204,8 @@ class Bert(Backbone):
 
     def __init__(self, tiny: bool) -> None:
         super().__init__()
-        try:
-            from transformers import BertConfig, BertModel
-        except ImportError:
-            raise UserError("bench --network=bert: needs transformers; install ssl-weighting[text]") from None
+        from transformers import BertConfig, BertModel  # slow to import
+
         sizes = TINY_BERT if tiny else {}
         self.bert = BertModel(BertConfig(attn_implementation="eager", **sizes))
         self.feature_dim = self.bert.config.hidden_size
@@ -364,6 +363,12 @@ def machine(device: str) -> str:
         model = named[0].partition(":")[2].strip() if named else model
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     return f"{model}, {torch.get_num_threads()} threads of {os.cpu_count()}, torch {torch.__version__}{load}"
+
+
+def say_missing(peers: Iterable[str]) -> None:
+    """One line on the rivals that have no row, for they are not installed."""
+    if missing := [peer for peer in peers if importlib.util.find_spec(peer) is None]:
+        print(f"no row of {', '.join(missing)}: not installed; pip install 'ssl-weighting[peers]'")
 
 
 def report(title: str, rows: list[Row], reference_seconds: float, options: Options) -> None:

@@ -205,12 +205,8 @@ class StreamedImages(Images):
 
 def _opened(pool: str, split: str) -> tuple[Any, str]:
     """A stream, and what tells it from others: names and sizes of its files, or its name and version on the hub."""
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise UserError(
-            f"data.pool={pool}: needs the text extra: pip install 'ssl-weighting[text]'"
-        ) from error
+    from datasets import load_dataset  # slow to import
+
     files = sorted(glob.glob(str(Path(pool).expanduser()), recursive=True))
     kinds = {Path(file).suffix for file in files}
     if len(kinds) > 1 or not kinds <= {*BUILDERS}:

@@ -90,11 +90,9 @@ def from_hub(name: str, split: str, key: str, mend: str) -> pa.Table:
     Raises:
         UserError: If it is not to be had.
     """
-    try:
-        from datasets import ClassLabel, disable_progress_bars, load_dataset
-        from datasets.utils.logging import set_verbosity_error
-    except ImportError as error:
-        raise UserError(f"{key}: the hub needs the text extra: pip install 'ssl-weighting[text]'") from error
+    from datasets import ClassLabel, disable_progress_bars, load_dataset  # slow to import
+    from datasets.utils.logging import set_verbosity_error
+
     set_verbosity_error()
     disable_progress_bars()
     try:

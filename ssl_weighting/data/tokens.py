@@ -53,11 +53,9 @@ def load_tokenizer(name: str) -> Any:
     Raises:
         UserError: If there is none.
     """
-    try:
-        from transformers import AutoTokenizer
-        from transformers.utils import logging
-    except ImportError as error:
-        raise UserError("data: texts need the text extra: pip install 'ssl-weighting[text]'") from error
+    from transformers import AutoTokenizer  # slow to import
+    from transformers.utils import logging
+
     logging.set_verbosity_error()
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)

@@ -107,10 +107,8 @@ def _require_hub(encoder: str) -> None:
     Raises:
         UserError: With what to do instead.
     """
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise UserError("--text: needs the text extra: pip install 'ssl-weighting[text]'") from error
+    import huggingface_hub  # slow to import
+
     if Path(encoder).is_absolute():
         raise UserError(f"--encoder {encoder}: no such folder")
     if huggingface_hub.try_to_load_from_cache(encoder, "config.json") is not None:

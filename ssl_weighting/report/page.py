@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -245,12 +247,18 @@ def _training_charts(run: Run) -> list[tuple[str, str, Markup]]:
 
 def _groups(run: Run, known: int | None) -> dict[str, np.ndarray]:
     """Which examples, (|U|,) bool each, have a right, a wrong, no possible pseudo-label, or an unknown label."""
-    labels = run.weights["label"].to_pandas().fillna(-1).to_numpy().astype(np.int64)
-    guesses = run.weights["pseudo_label"].to_pandas().fillna(-1).to_numpy().astype(np.int64)
+    labels = _numbers(run.weights["label"])
+    guesses = _numbers(run.weights["pseudo_label"])
     foreign = labels >= (_known_classes(run) if known is None else known)
     own = (labels >= 0) & ~foreign & (guesses >= 0)
     masks = (own & (labels == guesses), own & (labels != guesses), foreign, labels < 0)
     return {name: mask for name, mask in zip(GROUPS, masks, strict=True) if mask.any()}
+
+
+def _numbers(column: pa.ChunkedArray) -> np.ndarray:
+    """Class numbers (n,) int64; −1 where there is none."""
+    numbers: np.ndarray = pc.fill_null(column, -1).to_numpy().astype(np.int64)
+    return numbers
 
 
 def _known_classes(run: Run) -> int:

@@ -49,7 +49,8 @@ def test_comes_in_training_mode_with_dropout(encoder):
 
 
 def test_encoder_without_pooler_gets_a_new_one(tmp_path):
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     config = transformers.DistilBertConfig(vocab_size=120, dim=8, hidden_dim=12, n_layers=2, n_heads=2)
     transformers.DistilBertModel(config).save_pretrained(tmp_path)
     encoder = Transformer(str(tmp_path))

@@ -10,7 +10,6 @@ import yaml
 from ssl_weighting.cli import main
 from ssl_weighting.runs import Run
 
-pytest.importorskip("wandb")
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
 
