@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -18,6 +16,7 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -31,6 +30,7 @@ from ssl_weighting.distributed import all_objects, all_processes, averaged, proc
 from ssl_weighting.ema import MovingAverage
 from ssl_weighting.errors import NonFiniteError, UserError
 from ssl_weighting.fsdp import FullySharded, shard
+from ssl_weighting.guards import FiniteGuard, check_precision, fits, require, require_compiler, shapes
 from ssl_weighting.influence import ExactLastLayer, Influence
 from ssl_weighting.influence.base import ThetaStep
 from ssl_weighting.optim import BiasCorrection, MaskedAdam
@@ -136,28 +136,28 @@ class SSLModule(LightningModule):
         target_pass: Literal["joint", "apart"] = "joint",
     ) -> None:
         super().__init__()
-        _require("model.inner_steps", inner_steps, inner_steps >= 1, "must be at least 1")
-        _require("model.warmup_steps", warmup_steps, warmup_steps >= 0, "must be at least 0")
-        _require(
+        require("model.inner_steps", inner_steps, inner_steps >= 1, "must be at least 1")
+        require("model.warmup_steps", warmup_steps, warmup_steps >= 0, "must be at least 0")
+        require(
             "model.weight_lr", weight_lr, weight_lr > 0, "must be above 0; weighting: fixed leaves λ alone"
         )
-        _require("model.accumulate", accumulate, accumulate >= 1, "must be at least 1")
-        _require("model.lr_warmup_steps", lr_warmup_steps, lr_warmup_steps >= 0, "must be at least 0")
-        _require("model.ema_decay", ema_decay, 0 <= ema_decay < 1, "must be at least 0 and below 1")
+        require("model.accumulate", accumulate, accumulate >= 1, "must be at least 1")
+        require("model.lr_warmup_steps", lr_warmup_steps, lr_warmup_steps >= 0, "must be at least 0")
+        require("model.ema_decay", ema_decay, 0 <= ema_decay < 1, "must be at least 0 and below 1")
         low, high = weight_bounds
-        _require(
+        require(
             "model.weight_bounds", list(weight_bounds), 0 <= low < high, "must be [low, high], 0 ≤ low < high"
         )
-        _require("model.weight_init", weight_init, low <= weight_init <= high, f"must lie in [{low}, {high}]")
+        require("model.weight_init", weight_init, low <= weight_init <= high, f"must lie in [{low}, {high}]")
         ignored = weighting == "fixed" and weight_init == 0 and bool(algorithm.views)
-        _require(
+        require(
             "model.weight_init",
             weight_init,
             not ignored,
             "with weighting: fixed nothing unlabelled would count; give 1",
         )
         if clip_norm is not None:
-            _require("model.clip_norm", clip_norm, clip_norm > 0, "must be above 0; null for no clipping")
+            require("model.clip_norm", clip_norm, clip_norm > 0, "must be above 0; null for no clipping")
         if weight_storage == "disk" and weight_optimizer == "adam":
             raise UserError(
                 "model.weight_storage=disk: weight_optimizer: adam moves every row; use masked_adam"
@@ -193,7 +193,7 @@ class SSLModule(LightningModule):
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         self._influence_batches: Iterator[tuple[dict[str, Examples], int, int]] | None = None
         self._influence_state: Any = None
-        self._finite = _FiniteGuard()
+        self._finite = FiniteGuard()
         self._evaluated: dict[str, Tensor] = {}
         self.latest: dict[str, float] = {}
         """The newest value of everything logged, for progress displays."""
@@ -495,11 +495,9 @@ class SSLModule(LightningModule):
                 file=file,
             )
             self.record = ExampleRecord(size, sharded, file)
-        if stage == "fit":
-            self._try_out(data)
-            if self.compiles:
-                _require_compiler(self.trainer.strategy.root_device)
-                self.model.backbone.compile()  # in place, unlike torch.compile: parameters keep their names
+        if stage == "fit" and self.compiles:
+            require_compiler(self.trainer.strategy.root_device)
+            self.model.backbone.compile()  # in place, unlike torch.compile: parameters keep their names
         # All processes load and compute the same buffers, batch norm's but for an average of their own: DDP would
         # send all of them, Λ too, at every step.
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
@@ -524,25 +522,21 @@ class SSLModule(LightningModule):
         self._data().divides_evaluation = False  # all processes have to make the same passes
         self._is_sharded = True
 
-    @torch.no_grad()
-    def _try_out(self, data: SSLData) -> None:
-        """Show two examples to the views and the network, so that what does not fit is said before training."""
-        few = data.sets["labeled"].__getitems__([0, len(data.sets["labeled"]) - 1]).inputs
-        few = pytree.tree_map_only(Tensor, lambda x: x.to(self.device), few)
-        kind = pytree.tree_map(lambda x: tuple(x.shape[1:]), few)
+    def on_fit_start(self) -> None:
+        """Show two examples to the views and the network, so that what does not fit is said before training.
+
+        Not in :meth:`setup`, where the network is not yet on the device that it will be trained on.
+        """
+        labeled = self._data().sets["labeled"]
+        few = labeled.__getitems__([0, len(labeled) - 1]).inputs
+        examples = f"the data's examples, of shape {shapes(few)}"
+        few = pytree.tree_map_only(Tensor, lambda x: x.to(next(self.model.parameters()).device), few)
         views: dict[str, View] = {"labeled": self._labeled_view(), **self.algorithm.views}
-        was_training = self.model.training
-        self.model.eval()
-        with torch.random.fork_rng(devices=[]):
-            key = f"model.algorithm={type(self.algorithm).__name__}: its views"
-            try:
+        with isolate_rng(), self._influence_mode(), torch.no_grad():
+            with fits(f"model.algorithm={type(self.algorithm).__name__}: its views", examples):
                 shown = [self._view(few, steps) for steps in views.values()]
-                key = f"model.backbone={type(self.model.backbone).__name__}: it"
+            with fits(f"model.backbone={type(self.model.backbone).__name__}: it", examples):
                 self.model(shown[0])
-            except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
-                said = " ".join(str(error).split())[:200]
-                raise UserError(f"{key} cannot take the data's examples, of shape {kind} ({said})") from error
-        self.model.train(was_training)
 
     def _row_file(self, size: int) -> RowFile:
         """``weights.rows`` in the run's folder, made by the first process."""
@@ -730,60 +724,3 @@ class SSLModule(LightningModule):
                 self.weights.file.open_at(checkpoint["global_step"])
             self.trainer.strategy.barrier("weights.rows")
             self.weights.file.open_at(checkpoint["global_step"])
-
-
-def check_precision(precision: object) -> None:
-    """Refuse float16.
-
-    Raises:
-        UserError: With the reason and what to use instead.
-    """
-    if str(precision) in ("16", "16-mixed", "16-true"):
-        raise UserError(
-            f"trainer.precision={precision}: float16 scales the loss, and under manual optimisation Lightning would "
-            "clip the scaled gradients; use bf16-mixed or 32-true"
-        )
-
-
-def _require_compiler(device: torch.device) -> None:
-    """Refuse ``compile`` where the code that torch generates cannot be built.
-
-    Raises:
-        UserError: With what is missing.
-    """
-    named = os.environ.get("CXX")
-    if not any(shutil.which(compiler) for compiler in ([named] if named else ["g++", "clang++", "gcc"])):
-        raise UserError("model.compile=true: needs a C++ compiler; install g++, or name one with CXX")
-    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
-        raise UserError("model.compile=true: needs triton on a GPU; pip install triton")
-
-
-class _FiniteGuard:
-    """Remembers, on the device, the first step at which a value was not finite, and says so when asked.
-
-    Asking waits for the device, so on an accelerator it is done when logging, which waits anyway.
-    """
-
-    def __init__(self) -> None:
-        self._first: dict[str, Tensor] = {}
-
-    def see(self, step: int, values: dict[str, Tensor]) -> None:
-        for name, value in values.items():
-            bad = ~torch.isfinite(value.detach())
-            first = self._first.get(name)
-            if first is None:
-                first = torch.full((), -1, dtype=torch.int64, device=value.device)
-            self._first[name] = torch.where((first < 0) & bad, step, first)
-
-    def check(self) -> None:
-        for name, first in self._first.items():
-            if first >= 0:
-                raise NonFiniteError(
-                    f"{name} is not finite at step {int(first)}; the last good checkpoint is kept. Lower the learning "
-                    "rate, or raise influence.damping if it is the influence"
-                )
-
-
-def _require(key: str, value: Any, fine: bool, mend: str) -> None:
-    if not fine:
-        raise UserError(f"{key}={value}: {mend}")

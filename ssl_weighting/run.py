@@ -37,8 +37,9 @@ from ssl_weighting.dashboard import has_wandb_key
 from ssl_weighting.data import SSLData
 from ssl_weighting.errors import UserError
 from ssl_weighting.files import whole_file
+from ssl_weighting.guards import check_precision
 from ssl_weighting.launch import agreed, check_strategy, explained, is_first_process, locked, on_one_line
-from ssl_weighting.module import SSLModule, check_precision
+from ssl_weighting.module import SSLModule
 from ssl_weighting.parser import Parser
 from ssl_weighting.recipes import find_recipe
 from ssl_weighting.redact import without_secrets

@@ -13,7 +13,8 @@ from ssl_weighting.backbones.wide_resnet import WideResNet
 from ssl_weighting.bench.floor import METHODS
 from ssl_weighting.bench.loop import bare_trainer
 from ssl_weighting.data import Digits
-from ssl_weighting.module import SSLModule, _FiniteGuard
+from ssl_weighting.guards import FiniteGuard
+from ssl_weighting.module import SSLModule
 from ssl_weighting.weights import ExampleWeights
 
 # A number read into Python, and operations whose result's size depends on values.
@@ -67,7 +68,7 @@ def train(method, steps, log_every):
 @pytest.fixture
 def _as_on_an_accelerator(monkeypatch):
     """Without the checks of values that are made on a CPU alone: two of ours, and torch's own in ``one_hot``."""
-    monkeypatch.setattr(_FiniteGuard, "check", lambda self: None)
+    monkeypatch.setattr(FiniteGuard, "check", lambda self: None)
     monkeypatch.setattr(ExampleWeights, "_check", lambda self, index: None)
     monkeypatch.setattr(
         torch.nn.functional, "one_hot", lambda labels, n: (labels[..., None] == torch.arange(n)).long()

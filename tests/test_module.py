@@ -14,8 +14,9 @@ from ssl_weighting.bench.loop import bare_trainer
 from ssl_weighting.data import Digits
 from ssl_weighting.data.base import Stream
 from ssl_weighting.errors import NonFiniteError, UserError
+from ssl_weighting.guards import check_precision
 from ssl_weighting.influence import ExactLastLayer
-from ssl_weighting.module import SSLModule, check_precision
+from ssl_weighting.module import SSLModule
 
 
 def digits(**options):

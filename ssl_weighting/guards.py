@@ -1,0 +1,110 @@
+"""What is looked at before training, and while it runs, so that a mistake is one line and costs nothing."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from ssl_weighting.errors import NonFiniteError, UserError
+
+MISFITS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError)
+"""What code raises that meets inputs, or a network, that it was not made for."""
+
+
+def require(key: str, value: Any, fine: bool, mend: str) -> None:
+    """Refuse an option's value.
+
+    Raises:
+        UserError: Unless ``fine``.
+    """
+    if not fine:
+        raise UserError(f"{key}={value}: {mend}")
+
+
+def check_precision(precision: object) -> None:
+    """Refuse float16.
+
+    Raises:
+        UserError: With the reason and what to use instead.
+    """
+    if str(precision) in ("16", "16-mixed", "16-true"):
+        raise UserError(
+            f"trainer.precision={precision}: float16 scales the loss, and under manual optimisation Lightning would "
+            "clip the scaled gradients; use bf16-mixed or 32-true"
+        )
+
+
+def require_compiler(device: torch.device) -> None:
+    """Refuse ``compile`` where the code that torch generates cannot be built.
+
+    Raises:
+        UserError: With what is missing.
+    """
+    named = os.environ.get("CXX")
+    if not any(shutil.which(compiler) for compiler in ([named] if named else ["g++", "clang++", "gcc"])):
+        raise UserError("model.compile=true: needs a C++ compiler; install g++, or name one with CXX")
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        raise UserError("model.compile=true: needs triton on a GPU; pip install triton")
+
+
+@contextmanager
+def fits(option: str, what: str) -> Iterator[None]:
+    """Say in one line that what an option names cannot do what it is tried on.
+
+    Args:
+        option: The option and its value, and the part that is tried.
+        what: What it is tried on.
+
+    Raises:
+        UserError: For one of :data:`MISFITS`; a ``UserError`` that is raised inside goes through as it is.
+    """
+    try:
+        yield
+    except MISFITS as error:
+        said = " ".join(str(error).split())[:200]
+        raise UserError(f"{option} cannot take {what} ({said})") from error
+
+
+def shapes(inputs: Any) -> Any:
+    """The shape of one example of a batch, or of each of its parts."""
+    return pytree.tree_map(lambda x: tuple(x.shape[1:]), inputs)
+
+
+class FiniteGuard:
+    """Remembers, on the device, the first step at which a value was not finite, and says so when asked.
+
+    Asking waits for the device, so on an accelerator it is done when logging, which waits anyway.
+    """
+
+    def __init__(self) -> None:
+        self._first: dict[str, Tensor] = {}
+
+    def see(self, step: int, values: dict[str, Tensor]) -> None:
+        """Look at scalars by their names."""
+        for name, value in values.items():
+            bad = ~torch.isfinite(value.detach())
+            first = self._first.get(name)
+            if first is None:
+                first = torch.full((), -1, dtype=torch.int64, device=value.device)
+            self._first[name] = torch.where((first < 0) & bad, step, first)
+
+    def check(self) -> None:
+        """Stop if a value was not finite.
+
+        Raises:
+            NonFiniteError: Naming it and the step.
+        """
+        for name, first in self._first.items():
+            if first >= 0:
+                raise NonFiniteError(
+                    f"{name} is not finite at step {int(first)}; the last good checkpoint is kept. Lower the learning "
+                    "rate, or raise influence.damping if it is the influence"
+                )
