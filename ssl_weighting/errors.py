@@ -21,3 +21,7 @@ class PeerError(UserError):
 
 class NonFiniteError(LocalError, FloatingPointError):
     """A loss or an influence became NaN or infinite. Names the step and the term."""
+
+
+class DataWarning(UserWarning):
+    """What a person should know of their data: passed over, left out, or not as it seems. ``init`` shows it too."""

@@ -156,7 +156,7 @@ def test_nothing_is_written_over(here, capsys):
     ("options", "message"),
     [
         (["--images", "nowhere"], "data.labeled=nowhere: no such folder"),
-        (["--images", "labelled", "--unlabelled", "nowhere"], "/nowhere: no such folder"),
+        (["--images", "labelled", "--unlabelled", "nowhere"], "=nowhere: no such folder"),
         (["--images", "labelled", "--out", "x.txt"], "--out x.txt: must end in .yaml"),
         (["--images", "labelled", "--out", "no/x.yaml"], "there is no folder"),
         (["--text", "nowhere.csv"], "--text nowhere.csv: no such file"),

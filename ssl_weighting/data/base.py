@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -16,8 +17,9 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
+from ssl_weighting.data.duplicates import Contents, find_copies, sentences, without_copies
 from ssl_weighting.data.split import Split, make_split, read_split
-from ssl_weighting.errors import UserError
+from ssl_weighting.errors import DataWarning, UserError
 
 Inputs = Any
 View = Sequence[str | Callable[[Tensor], Tensor]]
@@ -290,6 +292,10 @@ class SSLData(LightningDataModule, ABC):
             UserError: If they are not there, or damaged.
         """
 
+    def contents(self, source: Source) -> Contents | None:
+        """What the examples of a source are compared by, to find copies; nothing where there is no need to."""
+        return None
+
     def labeled_first(self, train: Source) -> Tensor | None:
         """Training rows, int64, to be labelled before any others; none unless overridden."""
         return None
@@ -346,12 +352,13 @@ class SSLData(LightningDataModule, ABC):
         if self.split is None:
             train = self.load(train=True)
             checksum = train.checksum()
+            labels = self._labels_without_copies(train, stage)
             if self.split_file is not None:
                 self.split = read_split(self.split_file, self.name, checksum)
                 self._check_classes(self.split, train.labels)
             else:
                 self.split = make_split(
-                    train.labels,
+                    labels,
                     data_set=self.name,
                     checksum=checksum,
                     class_names=self.all_class_names,
@@ -373,6 +380,19 @@ class SSLData(LightningDataModule, ABC):
             or (stage == "predict" and self.predict_on == "test")
         ):
             self._setup_test()
+
+    def _labels_without_copies(self, train: Source, stage: str | None) -> Tensor:
+        """Labels to draw a split by, (n,) int64; what there is to be said of copies is said."""
+        contents = self.contents(train)
+        if contents is None or (self.split_file is not None and stage != "fit"):
+            return train.labels
+        if self.has_test:
+            self._setup_test()
+        test = self.contents(self.sets["test"].source) if "test" in self.sets else None
+        copies = find_copies(contents, test, self.known_classes)
+        for sentence in sentences(copies, contents, test):
+            warnings.warn(sentence, DataWarning, stacklevel=2)
+        return without_copies(train.labels, copies, contents)
 
     def _seed(self) -> int:
         return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.split_seed is None else self.split_seed

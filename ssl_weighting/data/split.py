@@ -57,6 +57,15 @@ def _share(counts: Tensor, total: int) -> Tensor:
     return share
 
 
+def _one_each(share: Tensor) -> Tensor:
+    """Shares (K,) int64 with a class that would get none given one of the largest share's, while there is one over."""
+    for c in (share == 0).nonzero().flatten().tolist():
+        if share.max() > 1:
+            share[share.argmax()] -= 1
+            share[c] = 1
+    return share
+
+
 def _some(foreign: list[Tensor], wanted: int, generator: torch.Generator) -> list[Tensor]:
     """So many rows, class by class in proportion."""
     counts = torch.tensor([len(rows) for rows in foreign])
@@ -100,7 +109,7 @@ def validation_shares(counts: Tensor) -> Tensor:
 
 def _shares(counts: Tensor, num_labeled: int | None, num_validation: int | None) -> tuple[Tensor, Tensor]:
     """Labelled and validation examples of every class, (K,) int64 each."""
-    least = torch.ones_like(counts) if num_labeled is None else _share(counts, num_labeled)
+    least = torch.ones_like(counts) if num_labeled is None else _one_each(_share(counts, num_labeled))
     rest = counts - least
     wanted = validation_shares(counts) if num_validation is None else _share(counts, num_validation)
     validation = torch.minimum(wanted, rest)
@@ -111,6 +120,34 @@ def _shares(counts: Tensor, num_labeled: int | None, num_validation: int | None)
                 validation[c] += 1
                 short -= 1
     return counts - validation if num_labeled is None else least, validation
+
+
+def _require_enough(
+    counts: Tensor, num_labeled: int | None, num_validation: int | None, data_set: str, names: Sequence[str]
+) -> None:
+    """Refuse numbers that there are not enough labelled examples for, by the names of those that were given."""
+    available, classes = int(counts.sum()), len(counts)
+    if (classes if num_labeled is None else num_labeled) + (num_validation or 1) <= available:
+        return
+    there = f"{data_set} has {available} labelled examples of {classes} classes"
+    if num_labeled is None and num_validation is None:
+        reason = (
+            f"{there}, one each; give class {names[0]!r} at least 2, better every class: one to train on, one that "
+            "validates"
+        )
+    elif num_labeled is None:
+        reason = (
+            f"data.num_validation={num_validation}: leaves less than one a class to train on, {there}; give at most "
+            f"{available - classes}, or label more"
+        )
+    elif num_validation is None:
+        reason = f"data.num_labeled={num_labeled}: leaves none to validate, {there}; lower it, or label more"
+    else:
+        reason = (
+            f"data.num_labeled={num_labeled} and data.num_validation={num_validation}: together more than "
+            f"the {available} labelled examples of {classes} classes in {data_set}; lower one of them, or label more"
+        )
+    raise UserError(reason)
 
 
 def make_split(
@@ -131,7 +168,8 @@ def make_split(
     """Draw a seeded, stratified, disjoint split.
 
     Args:
-        labels: (n,) int64, class numbers of all training examples; −1 for those that have none.
+        labels: (n,) int64, class numbers of all training examples; −1 for those that have none, other negative numbers
+            for those that belong to no part.
         data_set: Its name.
         checksum: Its sha256.
         class_names: Names of all classes, for messages.
@@ -163,25 +201,19 @@ def make_split(
             f"data.num_labeled={num_labeled}: {data_set} has only {available} training examples of the known "
             "classes"
         )
-    least = len(known_classes) if num_labeled is None else num_labeled
-    if least + (num_validation or 1) > available:
+    if num_labeled is not None and num_labeled < len(known_classes):
         raise UserError(
-            f"data.num_labeled={num_labeled} and data.num_validation={num_validation}: together more than "
-            f"the {available} training examples of the known classes in {data_set}; lower one of them"
-            + (", or label more" if least == len(known_classes) else "")
+            f"data.num_labeled={num_labeled}: class {class_names[known_classes[-1]]!r} would get no label; {data_set} "
+            f"needs at least {len(known_classes)}, one a class"
         )
+    names = [class_names[c] for c in known_classes]
+    _require_enough(counts, num_labeled, num_validation, data_set, names)
     generator = torch.Generator().manual_seed(seed)
     shuffled = [m[torch.randperm(len(m), generator=generator)] for m in members]
     if first is not None:
         before = [torch.isin(m, first) for m in shuffled]
         shuffled = [torch.cat((m[b], m[~b])) for m, b in zip(shuffled, before, strict=True)]
     labeled_share, validation_share = _shares(counts, num_labeled, num_validation)
-    for c, share in zip(known_classes, labeled_share.tolist(), strict=True):
-        if share == 0:
-            raise UserError(
-                f"data.num_labeled={num_labeled}: class {class_names[c]!r} would get no label; {data_set} "
-                f"needs at least {len(known_classes)}, one a class, more where classes are of unequal size"
-            )
     labeled = torch.cat([m[:s] for m, s in zip(shuffled, labeled_share.tolist(), strict=True)])
     validation = torch.cat(
         [

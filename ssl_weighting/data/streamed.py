@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from ssl_weighting.data.base import Source
+from ssl_weighting.data.duplicates import Contents
 from ssl_weighting.data.files import one_line
-from ssl_weighting.data.images import ImageFiles, Images, decoded_or_grey
+from ssl_weighting.data.image_pixels import DeepImageError, decode, decoded_or_grey, quiet
+from ssl_weighting.data.images import ImageFiles, Images
 from ssl_weighting.errors import UserError
 
 BUILDERS = {".tar": "webdataset", ".parquet": "parquet"}
@@ -115,7 +117,9 @@ class LabeledAndStreamed:
         for place in order[int(known.sum()) :].tolist():
             position = int(rows[place]) - len(self.given.labels)
             what = f"{self.reader.what}: example {position}"
-            images[place] = decoded_or_grey(BytesIO(self.reader[position]), self.image_size, what)
+            images[place] = decoded_or_grey(
+                BytesIO(self.reader[position]), self.image_size, what, self.given.levels
+            )
         return images
 
     def checksum(self) -> str:
@@ -200,7 +204,26 @@ class StreamedImages(Images):
             raise UserError(
                 f"data.image_column={column}: holds no images ({one_line(error)[:160]})"
             ) from None
+        _refuse_deep(reader, given)
         return LabeledAndStreamed(given, reader, identity)
+
+    def contents(self, source: Source) -> Contents | None:
+        """See :class:`~ssl_weighting.data.base.SSLData`: the files alone; the stream is not read for this."""
+        return super().contents(source.given if isinstance(source, LabeledAndStreamed) else source)
+
+
+def _refuse_deep(reader: StreamReader, given: ImageFiles) -> None:
+    """The range of a stream's deep images cannot be found by looking at all of them."""
+    try:
+        with quiet():
+            decode(BytesIO(reader[0]), given.size, given.levels)
+    except DeepImageError:
+        raise UserError(
+            f"{reader.what}: its images hold more than 8 bits a pixel; give the values that become black and white, "
+            "such as --data.levels [0,65535]"
+        ) from None
+    except Exception:  # a damaged one is shown as grey
+        return
 
 
 def _opened(pool: str, split: str) -> tuple[Any, str]:

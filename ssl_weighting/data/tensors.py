@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, default_collate
 
 from ssl_weighting.augment import RandomFlipCrop
 from ssl_weighting.data.base import InMemory, Inputs, Source, SSLData
+from ssl_weighting.data.duplicates import Contents, of_tensor
 from ssl_weighting.errors import UserError
 
 Examples = tuple[Tensor | Dataset[Any], Tensor]
@@ -95,6 +96,10 @@ class TensorData(SSLData):
         source = self.train if train else self.test
         assert source is not None
         return source
+
+    def contents(self, source: Source) -> Contents | None:
+        """See :class:`~ssl_weighting.data.base.SSLData`: of tensors; the items of a data set are not read for this."""
+        return of_tensor(source.inputs, source.labels) if isinstance(source, InMemory) else None
 
 
 def _checked(name: str, inputs: Tensor | Dataset[Any], labels: Tensor, classes: int) -> Source:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ssl_weighting.augment.tf_idf import TfIdf
-from ssl_weighting.data.base import Inputs, SSLData, View
+from ssl_weighting.data.base import Inputs, Source, SSLData, View
+from ssl_weighting.data.duplicates import Contents, find_copies, of_texts, without_copies
 from ssl_weighting.data.paraphrases import read_paraphrases
 from ssl_weighting.data.tables import label_names, labels_of, read_table
 from ssl_weighting.data.tokens import (
@@ -280,6 +281,18 @@ class Text(TextData):
         )  # the network has an output for each class: they are needed now
         self.all_class_names = label_names(self._train, label_column, "train")
         super().__init__(num_labeled=num_labeled, num_validation=num_validation, **kwargs)
+
+    def distinct_labels(self) -> Tensor:
+        """Labels of the training texts, (n,) int64, as a split is drawn by them; nothing is tokenised for it."""
+        train = of_texts(*self.read(train=True))
+        test = of_texts(*self.read(train=False)) if self.has_test else None
+        copies = find_copies(train, test, range(len(self.all_class_names)))
+        return without_copies(train.labels, copies, train)
+
+    def contents(self, source: Source) -> Contents | None:
+        """See :class:`~ssl_weighting.data.base.SSLData`."""
+        assert isinstance(source, TextSource)
+        return of_texts(source.data.texts, source.labels)
 
     def _read(self, split: str, name: str) -> pa.Table:
         return read_table(name, split, self.text_column, self.label_column)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ssl_weighting.data.base import SSLData
 from ssl_weighting.data.split import validation_shares
+from ssl_weighting.errors import DataWarning, UserError
 
 FEW_TO_COMPARE = 10
 """Validation examples below which single ones say too little."""
@@ -42,16 +43,27 @@ class Choice:
         self.notes.append((what, str(value), why))
 
 
-def make_a_pool(choice: Choice, labels: Tensor) -> None:
-    """All examples have a label and there is no pool: most labels are put aside, as if they were not known."""
+def make_a_pool(choice: Choice, labels: Tensor, how: str) -> None:
+    """All examples have a label and there is no pool: most labels are put aside, as if they were not known.
+
+    Args:
+        choice: The recipe.
+        labels: (n,) int64, one a labelled example that is no copy of another.
+        how: How to give unlabelled examples, for messages.
+
+    Raises:
+        UserError: If there are too few examples to put some aside.
+    """
     counts = labels.bincount()
     left = int(counts.sum() - validation_shares(counts).sum())
-    choice.data["num_labeled"] = min(max(4 * len(counts), left // 4), max(len(counts), left // 2))
-    choice.note(
-        "num_labeled",
-        choice.data["num_labeled"],
-        "no pool was given: examples beyond these are it, labels unseen",
-    )
+    wanted = min(max(4 * len(counts), left // 4), max(len(counts), left // 2))
+    if wanted >= left or left == int(counts.sum()):
+        raise UserError(
+            f"there is no pool, and {len(labels)} labelled examples of {len(counts)} classes are too few to put some "
+            f"aside as one: give unlabelled examples ({how}), or at least 3 labelled ones a class"
+        )
+    choice.data["num_labeled"] = wanted
+    choice.note("num_labeled", wanted, "no pool was given: examples beyond these are it, labels unseen")
 
 
 def set_up(module: SSLData, choice: Choice) -> None:
@@ -82,9 +94,8 @@ def set_up(module: SSLData, choice: Choice) -> None:
         "none given: the validation error is all there is, and it is too kind, the weights were learned on it"
     )
     choice.note("test", found.get("test", 0), "tested once, at the end" if "test" in found else without)
-    for warning in said:
-        if issubclass(warning.category, UserWarning) and "left out" in str(warning.message):
-            choice.note("left out", "", str(warning.message))
+    for message in dict.fromkeys(str(w.message) for w in said if issubclass(w.category, DataWarning)):
+        choice.note("look at", "", message)
 
 
 def data_part(kind: str, arguments: dict[str, Any], sizes: dict[str, int]) -> str:

@@ -60,10 +60,13 @@ def choose_for_images(
     choice.note("flip", str(flip).lower(), why)
     if pretrained:
         choice.data["normalise_by"] = "imagenet"
-    if pool is None and all(file.label >= 0 for file in first.given):
-        make_a_pool(choice, torch.tensor([file.label for file in first.given]))
+    labels = first.distinct_labels()
+    if not (labels == -1).any():
+        make_a_pool(choice, labels[labels >= 0], "--unlabelled DIR")
     module = Images(**choice.data, split_seed=0)
     set_up(module, choice)
+    if module.levels is not None:
+        choice.data["levels"] = [int(level) if level.is_integer() else level for level in module.levels]
     kept = sum(len(module.sets[part]) for part in ("validation", "unlabeled")) * 3 * size**2 <= KEPT_BYTES
     choice.data["num_workers"] = 0 if kept else max(1, (os.cpu_count() or 1) // 2)
     backbone = _image_backbone(choice, pretrained, device)
@@ -80,12 +83,12 @@ def _sides(paths: list[str]) -> list[int]:
     """Shorter sides, in pixels, of some images, spread over the list."""
     from PIL import Image
 
-    from ssl_weighting.data.images import FORMATS
+    from ssl_weighting.data.image_pixels import FORMATS, quiet
 
     sides = []
     for path in paths[:: max(1, len(paths) // LOOKED_AT)]:
         try:
-            with Image.open(path, formats=FORMATS) as image:
+            with quiet(), Image.open(path, formats=FORMATS) as image:
                 sides.append(min(image.size))
         except Exception:  # the data set will say which cannot be read
             continue

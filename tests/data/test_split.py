@@ -117,10 +117,30 @@ def test_class_without_an_example_is_refused():
         split_of(labels[labels != 3])
 
 
-def test_rare_class_without_a_label_is_refused():
+def test_a_rare_class_has_one_label_whatever_its_share():
     labels = torch.cat([balanced()[balanced() != 3], torch.tensor([3])])
-    with pytest.raises(UserError, match="class 'dog' would get no label"):
-        split_of(labels)
+    split = split_of(labels, num_labeled=4)
+    assert labels[split.labeled].tolist().count(3) == 1
+    assert len(split.labeled) == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "^toy has 4 labelled examples of 4 classes, one each; give class 'ant' at least 2"),
+        ({"num_validation": 1}, r"^data\.num_validation=1: leaves less than one a class to train on"),
+        ({"num_labeled": 4}, r"^data\.num_labeled=4: leaves none to validate"),
+        (
+            {"num_labeled": 4, "num_validation": 1},
+            r"^data\.num_labeled=4 and data\.num_validation=1: together",
+        ),
+    ],
+)
+def test_only_numbers_that_were_given_are_named(given, message):
+    labels = torch.tensor([0, 1, 2, 3, -1, -1])
+    with pytest.raises(UserError, match=message) as error:
+        split_of(labels, **({"num_labeled": None, "num_validation": None} | given))
+    assert "None" not in one_line(error)
 
 
 def test_dirty_pool_adds_foreign_examples_to_the_unlabelled_list_only():
@@ -253,7 +273,7 @@ def test_left_out_numbers_fill_up_with_what_there_is(sizes, num_labeled, num_val
     except UserError:
         least = 4 if num_labeled is None else num_labeled
         too_few = sum(sizes) < least + (num_validation or 1)
-        assert too_few or num_labeled is not None  # a class that would get no label
+        assert too_few
         return
     labeled, validation = set(split.labeled.tolist()), set(split.validation.tolist())
     assert not labeled & validation

@@ -31,7 +31,7 @@ def folder(tmp_path):
         for i in range(6):
             path = tmp_path / "labeled" / name / f"{i}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (16, 16), colour).save(path)
+            Image.new("RGB", (16 + i, 16), colour).save(path)
     part = POOL // SHARDS
     for shard in range(SHARDS):
         numbers = range(shard * part, (shard + 1) * part)
