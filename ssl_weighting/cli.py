@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TextIO
 
 from ssl_weighting.errors import LocalError, PeerError, UserError
+from ssl_weighting.threads import use_free_cores, wait_asleep
 
 HELP = """\
 ssl-weighting: semi-supervised learning with one learned weight for every unlabelled example
@@ -67,6 +68,7 @@ UNHELPFUL_WARNINGS = (
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, or 2 after bad input (one line on stderr)."""
     arguments, parent = list(sys.argv[1:] if argv is None else argv), os.getppid()
+    wait_asleep()
     warnings.showwarning = _show_warning
     try:
         if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -117,6 +119,12 @@ def run_lightning(argv: list[str]) -> Path | None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     for message in UNHELPFUL_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
+    threads = use_free_cores()
+    if argv[:1] == ["fit"] and os.environ.get("LOCAL_RANK", "0") == "0":
+        print(
+            f"computing with {threads} thread{'s' * (threads != 1)}, by the cores that are free to use",
+            flush=True,
+        )
     from ssl_weighting.run import run
 
     return run(argv)

@@ -7,7 +7,6 @@ import contextlib
 import csv
 import io
 import multiprocessing
-import os
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -15,6 +14,8 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+
+from ssl_weighting.threads import free_cores
 
 METHODS: dict[str, list[str]] = {
     "supervised": ["--model.algorithm", "Supervised", "--model.weighting", "fixed"],
@@ -33,9 +34,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="ssl-weighting demo", description=__doc__)
     parser.add_argument("--seeds", type=int, default=3, help="seeds, and so splits, a method (default 3)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder that run folders go into")
-    parser.add_argument(
-        "--processes", type=int, default=min(os.cpu_count() or 1, 4), help="runs side by side"
-    )
+    parser.add_argument("--processes", type=int, default=min(free_cores(), 4), help="runs side by side")
     options = parser.parse_args(argv)
     console = Console(soft_wrap=True)
     console.print(
@@ -75,7 +74,7 @@ def _train(method: str, seed: int, runs: Path, processes: int) -> tuple[float, s
 
     from ssl_weighting.cli import run_lightning
 
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+    torch.set_num_threads(max(1, free_cores() // processes))
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         directory = run_lightning(

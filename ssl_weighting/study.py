@@ -32,6 +32,7 @@ from ssl_weighting.errors import NonFiniteError, UserError
 from ssl_weighting.files import whole_file
 from ssl_weighting.recipes import find_recipe
 from ssl_weighting.report.records import figures_of
+from ssl_weighting.threads import free_cores
 
 RESULTS = 1
 """Raised when the code gives other figures for the same settings: every run is then made anew."""
@@ -382,7 +383,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("study", type=Path, help="experiments/NAME.yaml")
     parser.add_argument("--out", type=Path, help="folder to keep runs in (default runs/studies/NAME)")
     parser.add_argument(
-        "--jobs", type=int, default=os.cpu_count() or 1, help="runs side by side (default: one a core)"
+        "--jobs", type=int, default=free_cores(), help="runs side by side (default: one a core)"
     )
     parser.add_argument(
         "--only", action="append", default=[], help="this ARM, or FACTOR=LEVEL; may be repeated"

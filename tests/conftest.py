@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_up import write_bert, write_imdb
 from scipy.io import savemat
 
 CIFAR10_FILES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
@@ -30,56 +31,19 @@ def shared() -> Path:
     return folder
 
 
-WORDS = "the a film was good bad great awful plot story i it loved hated very not and boring fun br s acting"
-
-
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random BERT of two layers and a vocabulary of letters and some words."""
-    import torch
-    import transformers
-
     folder = tmp_path_factory.mktemp("bert")
-    letters = [chr(c) for c in range(33, 127) if not chr(c).isupper()]
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters)]
-    vocabulary += [word for word in WORDS.split() if word not in vocabulary]
-    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
-    (folder / "tokenizer_config.json").write_text(
-        '{"do_lower_case": true, "tokenizer_class": "BertTokenizer"}'
-    )
-    config = transformers.BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=8,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=12,
-        max_position_embeddings=160,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        transformers.BertModel(config).save_pretrained(folder)
+    write_bert(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
 def tiny_imdb(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with made-up reviews in IMDB's layout: 40 to train, 20 to test, 30 unsupervised, 10 of them short."""
-    import random
-
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    draw = random.Random(0)
     folder = tmp_path_factory.mktemp("imdb")
-    for split, count in (("train", 40), ("test", 20), ("unsup", 30)):
-        labels = [-1 if split == "unsup" else int(i >= count // 2) for i in range(count)]
-        texts = [
-            ("loved great fun " if label == 1 else "hated awful boring " if label == 0 else "plot ")
-            + " ".join(draw.choices(WORDS.split(), k=20 if split == "unsup" and i < 10 else 150))
-            for i, label in enumerate(labels)
-        ]
-        ids = [i if split == "unsup" else i % (count // 2) for i in range(count)]
-        pq.write_table(pa.table({"text": texts, "label": labels, "id": ids}), folder / f"{split}.parquet")
+    write_imdb(folder)
     return folder
 
 

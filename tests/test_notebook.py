@@ -36,7 +36,7 @@ def test_it_was_executed_in_order_and_names_no_place_of_a_machine():
 def test_it_runs_and_the_learned_weights_win(tmp_path):
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbclient.NotebookClient(
-        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+        notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
     ).execute()
     plain, learned = (
         float(share) for share in re.findall(r"([\d.]+) % of the pool wrong", printed(notebook))

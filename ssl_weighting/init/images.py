@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import statistics
 from pathlib import Path
@@ -24,6 +23,7 @@ from ssl_weighting.init.choice import (
     set_up,
 )
 from ssl_weighting.init.timing import choose_steps
+from ssl_weighting.threads import free_cores
 
 
 def choose_for_images(
@@ -68,7 +68,7 @@ def choose_for_images(
     if module.levels is not None:
         choice.data["levels"] = [int(level) if level.is_integer() else level for level in module.levels]
     kept = sum(len(module.sets[part]) for part in ("validation", "unlabeled")) * 3 * size**2 <= KEPT_BYTES
-    choice.data["num_workers"] = 0 if kept else max(1, (os.cpu_count() or 1) // 2)
+    choice.data["num_workers"] = 0 if kept else max(1, free_cores() // 2)
     backbone = _image_backbone(choice, pretrained, device)
     labeled, unlabeled = (32, 64) if device == "cpu" else (64, 320)
     if pretrained:
