@@ -25,3 +25,7 @@ class NonFiniteError(LocalError, FloatingPointError):
 
 class DataWarning(UserWarning):
     """What a person should know of their data: passed over, left out, or not as it seems. ``init`` shows it too."""
+
+
+class UnsolvedError(UserError):
+    """An influence's system of equations has no solution for a batch at the present θ; it may have one for others."""

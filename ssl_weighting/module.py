@@ -30,7 +30,17 @@ from ssl_weighting.distributed import all_objects, all_processes, averaged, proc
 from ssl_weighting.ema import MovingAverage
 from ssl_weighting.errors import NonFiniteError, UserError
 from ssl_weighting.fsdp import FullySharded, shard
-from ssl_weighting.guards import FiniteGuard, check_precision, fits, require, require_compiler, shapes
+from ssl_weighting.guards import (
+    FEW,
+    FiniteGuard,
+    check_precision,
+    fits,
+    require,
+    require_compiler,
+    shapes,
+    try_influence,
+    unchanged_buffers,
+)
 from ssl_weighting.influence import ExactLastLayer, Influence
 from ssl_weighting.influence.base import ThetaStep
 from ssl_weighting.optim import BiasCorrection, MaskedAdam
@@ -522,21 +532,46 @@ class SSLModule(LightningModule):
         self._data().divides_evaluation = False  # all processes have to make the same passes
         self._is_sharded = True
 
+    @torch.no_grad()
     def on_fit_start(self) -> None:
-        """Show two examples to the views and the network, so that what does not fit is said before training.
+        """Try views, network and influence on a few examples, so that what does not fit is said before training.
 
         Not in :meth:`setup`, where the network is not yet on the device that it will be trained on.
         """
-        labeled = self._data().sets["labeled"]
-        few = labeled.__getitems__([0, len(labeled) - 1]).inputs
-        examples = f"the data's examples, of shape {shapes(few)}"
-        few = pytree.tree_map_only(Tensor, lambda x: x.to(next(self.model.parameters()).device), few)
-        views: dict[str, View] = {"labeled": self._labeled_view(), **self.algorithm.views}
-        with isolate_rng(), self._influence_mode(), torch.no_grad():
-            with fits(f"model.algorithm={type(self.algorithm).__name__}: its views", examples):
-                shown = [self._view(few, steps) for steps in views.values()]
-            with fits(f"model.backbone={type(self.model.backbone).__name__}: it", examples):
-                self.model(shown[0])
+        data, method = self._data(), f"model.algorithm={type(self.algorithm).__name__}"
+        network = f"model.backbone={type(self.model.backbone).__name__}"
+        influence = f"model.influence={type(self.influence).__name__}: it"
+        labeled = self._few("labeled", min(data.labeled_batch_size, FEW))
+        examples = f"the data's examples, of shape {shapes(labeled.inputs)}"
+        context = replace(
+            self._context(), step=self.trainer.max_steps
+        )  # all that is ramped up counts in full
+        keeps_state = (self.model, self.ema, self.algorithm, self.labeled_augmentation)
+        precision = self.trainer.precision_plugin.train_step_context()
+        with isolate_rng(), unchanged_buffers(*keeps_state), self._influence_mode(), precision:
+            with fits(f"{method}: its views", examples):
+                unlabeled = self._few("unlabeled", min(data.unlabeled_batch_size, FEW))
+                shown = self._shown(labeled, unlabeled)
+            with fits(f"{network}: it", examples):
+                self.model(shown[0].inputs)
+            if not self.learns_weights:
+                return
+            with fits(f"{method}: its loss", examples):
+                terms = self.algorithm.loss_terms(self.model, *shown, context)
+            validation = self._validation_term(
+                self._few("validation", min(data.validation_batch_size, 2 * FEW))
+            )
+            weights = [None if t.index is None else torch.full_like(t.mask, self.weight_init) for t in terms]
+            with torch.autocast(self.device.type, enabled=False), fits(influence, network):
+                try_influence(self.influence, self.model, Objective(terms, weights), validation)
+
+    def _few(self, part: str, number: int) -> Examples:
+        """Examples from all over a list of the split, on the network's device."""
+        examples = self._data().sets[part]
+        few = examples.__getitems__([i * len(examples) // number for i in range(number)])
+        device = next(self.model.parameters()).device
+        moved: Examples = pytree.tree_map_only(Tensor, lambda x: x.to(device), few)
+        return moved
 
     def _row_file(self, size: int) -> RowFile:
         """``weights.rows`` in the run's folder, made by the first process."""

@@ -14,7 +14,7 @@ from ssl_weighting.bench.loop import bare_trainer
 from ssl_weighting.data import Digits
 from ssl_weighting.data.base import Stream
 from ssl_weighting.errors import NonFiniteError, UserError
-from ssl_weighting.guards import check_precision
+from ssl_weighting.guards import FEW, check_precision
 from ssl_weighting.influence import ExactLastLayer
 from ssl_weighting.module import SSLModule
 
@@ -101,7 +101,7 @@ def test_number_of_lambda_steps(inner_steps):
             return super().__call__(*arguments)
 
     train(module(influence=Counting(), inner_steps=inner_steps, warmup_steps=2), digits(), steps=13)
-    assert len(calls) == 11 // inner_steps
+    assert len(calls) == 1 + 11 // inner_steps  # the first on a few examples, before training
 
 
 def test_fixed_and_supervised_learn_no_weights():
@@ -348,7 +348,8 @@ def test_truncated_unroll_is_handed_the_steps_that_were_made():
 
     class Watching(TruncatedUnroll):
         def record_step(self, step):
-            steps.append((step, {k: p.grad.clone() for k, p in model.model.named_parameters()}))
+            if model.global_step or model.model.heads.classifier.weight.grad is not None:  # not tried out
+                steps.append((step, {k: p.grad.clone() for k, p in model.model.named_parameters()}))
             super().record_step(step)
 
     model = module(influence=Watching(3), clip_norm=0.5)
@@ -389,7 +390,7 @@ def test_a_lambda_step_sees_theta_after_the_step_in_bfloat16():
     train(
         module(influence=Watching(), inner_steps=1, warmup_steps=0), digits(), steps=4, precision="bf16-mixed"
     )
-    assert differences == [0.0] * 4
+    assert differences == [0.0] * 5  # the first on a few examples, before training
 
 
 class _Blank(torch.nn.Module):
@@ -406,6 +407,4 @@ def test_labelled_examples_alone_get_their_augmentation():
     blank = _Blank()
     data = digits()
     train(module(Supervised(), labeled_augmentation=[blank]), data, steps=3)
-    assert (
-        blank.seen == 3 * data.labeled_batch_size + 2
-    )  # two are shown before training, to see whether they fit
+    assert blank.seen == FEW + 3 * data.labeled_batch_size  # a few before training, to see whether they fit

@@ -82,7 +82,8 @@ class Influence(ABC):
             better.
 
         Raises:
-            UserError: If the Hessian cannot be inverted; names the mend.
+            UnsolvedError: If the Hessian cannot be inverted; names the mend.
+            UserError: If it cannot take the network, whatever the numbers are.
         """
 
     def state(self) -> Any:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ssl_weighting.errors import UserError
+from ssl_weighting.errors import UnsolvedError
 from ssl_weighting.influence.curvature import check_curvature
 from ssl_weighting.influence.scoped import Problem, ScopedInfluence, check_damping, check_positive
 
@@ -71,7 +71,7 @@ class ConjugateGradient(ScopedInfluence):
     def _negative(self, solution: Tensor, gradient: Tensor, curvature: float, iteration: int) -> Tensor:
         mend = "choose influence.curvature='ggn' or raise influence.damping by at least its size"
         if iteration == 0 and not self.damping > 0:
-            raise UserError(
+            raise UnsolvedError(
                 f"influence.damping={self.damping:g}: the curvature along the validation gradient is "
                 f"{curvature:.3g}; {mend}"
             )

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ssl_weighting.distributed import all_processes, averaged, process_count
-from ssl_weighting.errors import UserError
+from ssl_weighting.errors import UnsolvedError, UserError
 from ssl_weighting.influence.base import Influence, Network
 from ssl_weighting.terms import LinearHead, LossTerm, Objective
 
@@ -191,14 +191,14 @@ class _System:
             residual -= step * product
             previous, square = square, residual.square().sum()
             direction = residual + (square / previous) * direction
-        raise UserError(
+        raise UnsolvedError(
             f"influence.damping={self.damping}: conjugate gradients did not reach a relative residual of "
             f"{self.tolerance} in {self.max_iterations} steps; raise the damping"
         )
 
 
-def _not_positive(damping: float) -> UserError:
-    return UserError(
+def _not_positive(damping: float) -> UnsolvedError:
+    return UnsolvedError(
         f"influence.damping={damping}: the last layer's Hessian is not positive definite; raise the damping "
         "above its most negative eigenvalue"
     )

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ssl_weighting.distributed import all_processes, process_rank
-from ssl_weighting.errors import UserError
+from ssl_weighting.errors import UnsolvedError, UserError
 from ssl_weighting.influence.base import Network
 from ssl_weighting.influence.curvature import CurvatureOperator, flatten
 from ssl_weighting.influence.evaluation import Batch, Piece, batch_size, example_weights, logits_at, rows
@@ -139,7 +139,7 @@ class _Fisher:
         system.diagonal().add_(self.damping)
         factor, failed = torch.linalg.cholesky_ex(system)
         if failed and bool(torch.isfinite(system).all()):
-            raise UserError(
+            raise UnsolvedError(
                 f"influence.damping={self.damping}: lost beside the gradients' products, the largest of which "
                 f"is {float(system.max()):.3g}; raise the damping"
             )

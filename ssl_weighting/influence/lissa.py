@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ssl_weighting.errors import UserError
+from ssl_weighting.errors import UnsolvedError
 from ssl_weighting.influence.curvature import CurvatureOperator, check_curvature
 from ssl_weighting.influence.evaluation import Batch, batch_size
 from ssl_weighting.influence.neumann import largest_eigenvalue
@@ -74,7 +74,7 @@ class LiSSA(ScopedInfluence):
                 scale *= 2
                 doublings += 1
             else:
-                raise UserError(
+                raise UnsolvedError(
                     f"influence.scale={scale:.3g}: LiSSA diverges; raise scale (or batch_size="
                     f"{self.batch_size}), and with curvature='hessian' choose 'ggn' or raise "
                     f"damping={self.damping:g}"

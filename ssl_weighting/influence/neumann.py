@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from ssl_weighting.errors import UserError
+from ssl_weighting.errors import UnsolvedError
 from ssl_weighting.influence.curvature import CurvatureOperator, check_curvature
 from ssl_weighting.influence.scoped import Problem, ScopedInfluence, check_damping, check_positive
 
@@ -58,7 +58,9 @@ class Neumann(ScopedInfluence):
             product = operator(remainder)
             following = remainder - step * product
             if not following.norm() <= 1.001 * length:
-                raise UserError(self._diverged(float(remainder @ product / (remainder @ remainder)), step))
+                raise UnsolvedError(
+                    self._diverged(float(remainder @ product / (remainder @ remainder)), step)
+                )
             remainder = following
             total += remainder
         return step * total

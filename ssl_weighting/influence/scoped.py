@@ -123,7 +123,7 @@ class ScopedInfluence(Influence):
             v, (P,).
 
         Raises:
-            UserError: If there is no such v; names the mend.
+            UnsolvedError: If there is no such v; names the mend.
         """
 
     def problem(self, network: Network, objective: Objective, validation: LossTerm) -> Problem:

@@ -1,0 +1,168 @@
+"""What does not fit is said before training, and nothing else is; trying it out leaves no trace."""
+
+import copy
+import random
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from discovered import every_method, every_solver
+
+from ssl_weighting.algorithms.fixmatch import FixMatch
+from ssl_weighting.algorithms.uda import UDA
+from ssl_weighting.augment import CTAugment
+from ssl_weighting.backbones.base import Backbone
+from ssl_weighting.backbones.conv import SmallConvNet
+from ssl_weighting.bench.loop import bare_trainer
+from ssl_weighting.data import Digits
+from ssl_weighting.errors import NonFiniteError, UnsolvedError, UserError
+from ssl_weighting.influence import Influence
+from ssl_weighting.influence.identity import Identity
+from ssl_weighting.influence.relative import RelativeInfluence
+from ssl_weighting.influence.truncated_unroll import TruncatedUnroll
+from ssl_weighting.module import SSLModule
+
+
+def digits(**options):
+    sizes = {"labeled_batch_size": 8, "unlabeled_batch_size": 16, "validation_batch_size": 30}
+    return Digits(**{"num_labeled": 20, "num_validation": 30} | sizes | options)
+
+
+def module(influence, algorithm=None, backbone=None, **options):
+    backbone = backbone or SmallConvNet(1, channels=(4, 4))
+    return SSLModule(10, backbone, algorithm or UDA(), influence=influence, warmup_steps=100, **options)
+
+
+def refusal(model):
+    """What is said of a model, before its first θ step."""
+    trainer = bare_trainer(1, "cpu")
+    with pytest.raises(UserError) as said:
+        trainer.fit(model, digits())
+    assert trainer.global_step == 0
+    assert "\n" not in str(said.value)
+    return str(said.value)
+
+
+class Scaled(Backbone):
+    """Has a parameter of its own, which is in no layer that is known to be linear in it."""
+
+    feature_dim = 64
+
+    def __init__(self):
+        super().__init__()
+        self.factor = torch.nn.Parameter(torch.ones(64))
+
+    def forward(self, inputs):
+        return inputs.flatten(1) * self.factor
+
+
+class Folded(Scaled):
+    """Needs numbers on the CPU, which no derivative goes through."""
+
+    def forward(self, inputs):
+        return torch.from_numpy(super().forward(inputs).numpy())
+
+
+class Answering(Influence):
+    """Answers or fails as told."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def __call__(self, network, objective, validation):
+        return self.answer(objective)
+
+
+def failing(error):
+    def fail(objective):
+        raise error
+
+    return Answering(fail)
+
+
+@pytest.mark.parametrize("scope", ["backbon\\.", "layers.9", "rotation"])
+def test_a_scope_without_parameters(scope):
+    assert f"scope={scope!r}: matches no trainable parameter" in refusal(module(Identity(scope=scope)))
+
+
+def test_an_engine_that_does_not_know_a_layer():
+    said = refusal(module(Identity(scope="all", engine="activation"), backbone=Scaled()))
+    assert "engine='activation': does not know the layer backbone (Scaled)" in said
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no rule\nfor this"), KeyError("ids"), NotImplementedError()])
+def test_an_influence_that_cannot_take_the_network(error):
+    said = refusal(module(failing(error)))
+    assert said.startswith("model.influence=Answering: it cannot take model.backbone=SmallConvNet (")
+
+
+def test_a_network_without_derivatives():
+    said = refusal(module(Identity(scope="all"), backbone=Folded()))
+    assert said.startswith("model.influence=Identity: it cannot take model.backbone=Folded (")
+
+
+@pytest.mark.parametrize("answer", [lambda o: [], lambda o: [o.terms[1].mask.sum()]])
+def test_an_influence_that_does_not_answer_for_every_example(answer):
+    assert refusal(module(Answering(answer))).startswith("model.influence=Answering: must give influences of")
+
+
+@pytest.mark.parametrize("error", [NonFiniteError("x"), UnsolvedError("x"), torch.linalg.LinAlgError("x")])
+def test_numbers_of_a_few_examples_are_no_reason(error):
+    bare_trainer(1, "cpu").fit(module(failing(error)), digits())
+
+
+def test_warnings_about_a_few_examples_are_not_shown():
+    def warn(objective):
+        warnings.warn("of these examples", stacklevel=1)
+        return [torch.zeros_like(t.mask) for t in objective.terms if t.index is not None]
+
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        bare_trainer(1, "cpu").fit(module(Answering(warn)), digits())
+    assert not [w for w in seen if "of these examples" in str(w.message)]
+
+
+def test_an_influence_that_is_not_asked_is_not_tried():
+    bare_trainer(1, "cpu").fit(module(Identity(scope="nothing"), weighting="fixed"), digits())
+
+
+@every_method
+@every_solver
+def test_whatever_works_is_let_through(method, solver):
+    bare_trainer(1, "cpu").fit(module(solver(), method(), inner_steps=1000), digits())
+
+
+class Careless(FixMatch):
+    """Changes a buffer, and draws, whether it is to learn or not."""
+
+    def prepare(self, num_unlabeled, num_classes):
+        self.register_buffer("seen", torch.zeros(num_unlabeled))
+
+    def loss_terms(self, model, labeled, unlabeled, context):
+        self.seen[unlabeled.index] += 1 + random.random() + np.random.rand()
+        return super().loss_terms(model, labeled, unlabeled, context)
+
+
+@pytest.mark.parametrize("influence", [RelativeInfluence, TruncatedUnroll])
+def test_trying_out_leaves_no_trace(influence):
+    model = module(influence(), Careless(strong=[CTAugment()]), influence_batchnorm="train")
+    try_out, tried = model.on_fit_start, []
+
+    def everything():
+        told = (model.influence.state(), random.getstate(), str(np.random.get_state()), model.latest)
+        modes = [m.training for m in model.modules()]
+        gradients = [p.grad is None for p in model.parameters()]
+        state = copy.deepcopy({k: v for k, v in model.state_dict().items() if isinstance(v, torch.Tensor)})
+        return state | {"rng": torch.get_rng_state()}, (told, modes, gradients, model.skipped)
+
+    def watched():
+        before = everything()
+        try_out()
+        tried.append(everything())
+        torch.testing.assert_close(tried[0][0], before[0], rtol=0, atol=0, equal_nan=True)
+        assert tried[0][1] == before[1]
+
+    model.on_fit_start = watched
+    bare_trainer(1, "cpu").fit(model, digits())
+    assert len(tried) == 1
