@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,7 +43,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--top", type=int, default=20, metavar="N", help="examples of each kind to list (20)")
     parser.add_argument("--export", type=Path, metavar="FILE", help="write all examples: .csv or .parquet")
     parser.add_argument(
-        "--clean", type=Path, metavar="FILE", help="write the examples worth keeping: .csv or .parquet"
+        "--clean",
+        type=Path,
+        metavar="FILE",
+        help="write the examples worth keeping, and those that validate, as a table for `init`: .csv or .parquet",
     )
     parser.add_argument(
         "--threshold",
@@ -72,12 +76,14 @@ def main(argv: list[str]) -> int:
         initial = float(run.config["model"].get("weight_init", 1.0))
         threshold = (initial or 1.0) / 2 if options.threshold is None else options.threshold
         kept = everything.filter(pc.greater_equal(everything["weight"], threshold))
-        _write(kept, options.clean)
+        validation = _validation_table(data, everything)
+        _write(pa.concat_tables([kept, validation]), options.clean)
         half = f"half the initial weight {initial:g}" if initial else "weights began at 0"
         why = half if options.threshold is None else "--threshold"
         print(
             f"{options.clean}: {len(kept)} of {len(everything)} unlabelled examples, those of weight ≥ {threshold:g} "
-            f"({why}); examples that never moved have their initial weight"
+            f"({why}); examples that never moved have their initial weight; and the {len(validation)} validation "
+            "examples, without a weight"
         )
     return 0
 
@@ -85,8 +91,9 @@ def main(argv: list[str]) -> int:
 def export_table(run: Run, data: SSLData) -> pa.Table:
     """All unlabelled examples with path or text.
 
-    Columns: ``index``, row in the data set; ``path``, ``text`` or, for other data, ``example``; ``weight``; ``updates``;
-    ``influence``; ``pseudo_label``, the class by name; ``confidence``; ``label``, by name, null where unknown.
+    Columns: ``index``, row in the data set; ``path``, absolute, ``text`` or, for other data, ``example``; ``weight``;
+    ``updates``; ``influence``; ``pseudo_label``, the class by name; ``confidence``; ``label``, by name, null where
+    unknown.
 
     Args:
         run: The run.
@@ -100,7 +107,7 @@ def export_table(run: Run, data: SSLData) -> pa.Table:
 
     columns = {
         "index": run.weights["index"],
-        _kind(data): pa.array(descriptions(data, np.arange(len(run.weights))), pa.string()),
+        _kind(data): pa.array(_known_by(data, descriptions(data, np.arange(len(run.weights)))), pa.string()),
         "weight": run.weights["weight"],
         "updates": run.weights["updates"],
         "influence": run.weights["influence"],
@@ -109,6 +116,28 @@ def export_table(run: Run, data: SSLData) -> pa.Table:
         "label": named("label"),
     }
     return pa.table(columns)
+
+
+def _validation_table(data: SSLData, like: pa.Table) -> pa.Table:
+    """The validation examples in the columns of :func:`export_table`: with their labels, so that none is lost."""
+    examples = data.sets["validation"]
+    columns = {
+        "index": pa.array(examples.rows.numpy()),
+        _kind(data): pa.array(_known_by(data, examples.source.describe(examples.rows)), pa.string()),
+        "label": pa.array([data.class_names[label] for label in examples.labels.tolist()], pa.string()),
+    }
+    arrays = [
+        columns[field.name].cast(field.type) if field.name in columns else pa.nulls(len(examples), field.type)
+        for field in like.schema
+    ]
+    return pa.table(arrays, schema=like.schema)
+
+
+def _known_by(data: SSLData, names: list[str]) -> list[str]:
+    """Paths in full, so that a table can be read from anywhere; other names as they are."""
+    if _kind(data) != "path":
+        return names
+    return [os.path.abspath(name) if os.path.lexists(name) else name for name in names]
 
 
 def _kind(data: SSLData) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from ssl_weighting.errors import UserError
+from ssl_weighting.errors import DataWarning, UserError
 
 if TYPE_CHECKING:  # torch is slow to import
     from ssl_weighting.data.base import SSLData
@@ -197,8 +198,10 @@ class Run:
                 f"{self.directory / 'config.yaml'}: data: {' '.join(str(error).split())}"
             ) from None
         data.split_file, data.evaluate_test = self.directory / "split.json", False
-        data.prepare_data()
-        data.setup("fit")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DataWarning)  # fit has said it
+            data.prepare_data()
+            data.setup("fit")
         if data.num_unlabeled != len(self.weights):
             raise UserError(
                 f"{self.directory}: weights.parquet has {len(self.weights)} rows, split.json {data.num_unlabeled} "

@@ -44,8 +44,11 @@ def test_a_cleaned_pool_keeps_what_is_at_or_above_the_threshold(tiny_run, tmp_pa
     clean = ["weights", str(tiny_run), "--top", "0", "--clean"]
     assert main([*clean, str(tmp_path / "kept.parquet"), "--threshold", str(threshold)]) == 0
     kept = pq.read_table(tmp_path / "kept.parquet").to_pydict()
-    assert kept["weight"] == [w for w in weights if w >= threshold]
-    assert 0 < len(kept["weight"]) < len(weights)
+    validating = Run(tiny_run).split.validation.tolist()
+    assert kept["weight"] == [w for w in weights if w >= threshold] + [None] * len(validating)
+    assert kept["index"][-len(validating) :] == validating
+    assert None not in kept["label"][-len(validating) :]
+    assert 0 < len(kept["weight"]) - len(validating) < len(weights)
     assert main([*clean, str(tmp_path / "default.csv")]) == 0
     assert "weight ≥ 0.5 (half the initial weight 1)" in capsys.readouterr().out
 

@@ -30,8 +30,8 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def images(folder, names=("a cat", "dog: brown", "#fish"), each=10, side=20, ending="png"):
-    draw = np.random.default_rng(0)
+def images(folder, names=("a cat", "dog: brown", "#fish"), each=10, side=20, ending="png", seed=0):
+    draw = np.random.default_rng(seed)
     for name in names:
         (folder / name).mkdir(parents=True)
         for i in range(each):
@@ -90,6 +90,76 @@ def test_without_a_pool_some_labels_are_put_aside(here, capsys):
     assert (data["num_labeled"], data["flip"]) == (12, False)
     assert "no pool was given" in re.sub(r"[│\s]+", " ", capsys.readouterr().out)
     assert main(["fit", "--config", "labelled.yaml", *BUDGET]) == 0
+
+
+@pytest.mark.parametrize(
+    ("sizes", "pool"), [((602, 2), 0), ((6, 1), 0), ((3, 3), 0), ((2, 2), 1), ((1, 9), 3), ((1, 1, 40), 0)]
+)
+def test_it_chooses_numbers_that_work(here, sizes, pool):
+    for number, size in enumerate(sizes):
+        images(here / "labelled", names=(f"c{number}",), each=size, side=8, seed=number)
+    options = ["--images", "labelled"]
+    if pool:
+        images(here / "pool", names=("x",), each=pool, seed=9)
+        options += ["--unlabelled", "pool"]
+    assert main(["init", *options]) == 0
+    data = recipe("labelled.yaml")["data"]["init_args"]
+    module = Images(**data)
+    module.setup("fit")
+    assert module.sets["labeled"].labels.unique().tolist() == list(range(len(sizes)))
+    assert len(module.sets["unlabeled"]) > len(module.sets["labeled"])
+
+
+@pytest.mark.parametrize(
+    ("each", "pool", "message"),
+    [
+        (1, 3, "give class 'a1' at least 2"),
+        (1, 0, "give unlabelled examples (--unlabelled DIR), or at least 3 labelled ones a class"),
+        (2, 0, "give unlabelled examples (--unlabelled DIR), or at least 3 labelled ones a class"),
+    ],
+)
+def test_too_few_images_are_said_in_a_users_words(here, each, pool, message, capsys):
+    images(here / "labelled", names=("a1", "b1"), each=each)
+    options = ["--images", "labelled"]
+    if pool:
+        images(here / "pool", names=("x",), each=pool, seed=9)
+        options += ["--unlabelled", "pool"]
+    assert main(["init", *options]) == 2
+    said = capsys.readouterr().err.strip()
+    assert message in said
+    assert "data.num" not in said and "\n" not in said
+
+
+def test_a_cleaned_pool_is_read_back(here, capsys):
+    images(here / "labelled", names=("a1", "b1"))
+    images(here / "pool", names=("x",), each=12, seed=9)
+    (here / "pool" / "notes.txt").write_text("x")
+    assert main(["init", "--images", "labelled", "--unlabelled", "pool"]) == 0
+    assert "passed over 1 file" in capsys.readouterr().out
+    assert main(["fit", "--config", "labelled.yaml", *BUDGET]) == 0
+    assert "passed over 1 file" in capsys.readouterr().err
+    (run,) = Path("runs/labelled").iterdir()
+    (here / "elsewhere").mkdir()
+    clean = ["weights", str(run), "--top", "0", "--clean", "elsewhere/kept.csv", "--threshold", "0"]
+    assert main(clean) == 0
+    assert "and the 6 validation examples" in capsys.readouterr().out
+    assert main(["init", "--images", "elsewhere/kept.csv"]) == 0
+    module = Images(**recipe("kept.yaml")["data"]["init_args"])
+    module.setup("fit")
+    assert len(module.sets["labeled"]) + len(module.sets["validation"]) == 20
+    assert (module.sets["unlabeled"].labels < 0).sum() == 12
+
+
+def test_the_range_of_deep_images_is_written(here):
+    draw = np.random.default_rng(0)
+    for folder, count in (("labelled/a", 8), ("labelled/b", 8), ("pool", 8)):
+        Path(folder).mkdir(parents=True)
+        for i in range(count):
+            pixels = draw.integers(1000, 1200, (12, 12))
+            Image.fromarray(pixels.astype(np.uint16)).save(f"{folder}/{i}.png")
+    assert main(["init", "--images", "labelled", "--unlabelled", "pool"]) == 0
+    data = recipe("labelled.yaml")["data"]["init_args"]
+    assert data["levels"] == [1000, 1199]
 
 
 def test_images_are_mirrored_only_if_told(here):

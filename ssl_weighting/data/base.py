@@ -92,7 +92,20 @@ class ExampleSet(Dataset[Examples]):
     def __getitems__(self, positions: list[int]) -> Examples:
         """The batch at these positions of the list."""
         index = torch.as_tensor(positions, dtype=torch.int64)
-        return Examples(self.source.fetch(self.rows[index]), self.labels[index], index)
+        inputs = self.source.fetch(self.rows[index])
+        _refuse_not_finite(inputs, self.source, self.rows[index])
+        return Examples(inputs, self.labels[index], index)
+
+
+def _refuse_not_finite(inputs: Inputs, source: Source, rows: Tensor) -> None:
+    """A loss that is not finite would be put down to the learning rate."""
+    for values in inputs.values() if isinstance(inputs, Mapping) else (inputs,):
+        if isinstance(values, Tensor) and values.is_floating_point() and not values.isfinite().all():
+            bad = rows[~values.reshape(len(values), -1).isfinite().all(1)]
+            others = f" and {len(bad) - 1} more of its batch" if len(bad) > 1 else ""
+            raise UserError(
+                f"data: {source.describe(bad[:1])[0]}{others} holds NaN or infinity; repair it or leave it out"
+            )
 
 
 class Stream(Sampler[list[int]]):

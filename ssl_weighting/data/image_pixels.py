@@ -137,10 +137,11 @@ def levels_of(values: Sequence[np.ndarray]) -> Levels:
     everything = np.concatenate([each.ravel() for each in values])
     if not len(everything):
         return 0.0, 1.0
-    low, high = float(everything.min()), float(everything.max())
-    first, last = map(float, np.percentile(everything, (1, 99)))
+    first, last = np.percentile(everything, (1, 99))
     if last > first:
-        low, high = max(low, first - 4 * (last - first)), min(high, last + 4 * (last - first))
+        near = (everything >= first - 4 * (last - first)) & (everything <= last + 4 * (last - first))
+        everything = everything[near]
+    low, high = float(everything.min()), float(everything.max())
     return low, high if high > low else low + 1
 
 

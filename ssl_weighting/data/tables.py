@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ssl_weighting.data.files import one_line
-from ssl_weighting.errors import UserError
+from ssl_weighting.errors import DataWarning, UserError
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
 
@@ -52,7 +53,26 @@ def read_table(
     texts = table[text].combine_chunks()
     if not (pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type)):
         raise UserError(f"data.text_column={text}: holds {texts.type}, not texts; name another column")
-    return pa.table({text: pc.fill_null(texts.cast(pa.large_string()), ""), label: _as_strings(table[label])})
+    labels = _as_strings(table[label])
+    return pa.table(
+        {
+            text: pc.fill_null(texts.cast(pa.large_string()), ""),
+            label: _composed(labels, f"data.{split}={name}"),
+        }
+    )
+
+
+def _composed(labels: pa.Array, what: str) -> pa.Array:
+    """Labels in Unicode's composed form: é is one letter, however it was typed."""
+    composed = pc.utf8_normalize(labels, form="NFC")
+    if len(pc.unique(composed)) < len(pc.unique(labels)):
+        twice = pc.filter(composed, pc.not_equal(composed, labels))[0].as_py()
+        warnings.warn(
+            f"{what}: the label {twice!r} stands there in different Unicode forms, which are one class",
+            DataWarning,
+            stacklevel=2,
+        )
+    return composed
 
 
 def _from_file(path: Path, split: str, text: str, label: str) -> pa.Table:

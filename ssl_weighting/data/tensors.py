@@ -111,7 +111,15 @@ def _checked(name: str, inputs: Tensor | Dataset[Any], labels: Tensor, classes: 
         )
     if length and not -1 <= int(labels.min()) <= int(labels.max()) < classes:
         raise UserError(f"data.{name}: labels must be from 0 to {classes - 1}, or -1 where unknown")
-    return InMemory(inputs.cpu(), labels) if isinstance(inputs, Tensor) else DatasetSource(inputs, labels)
+    if not isinstance(inputs, Tensor):
+        return DatasetSource(inputs, labels)
+    if inputs.is_floating_point() and not inputs.isfinite().all():
+        bad = (~inputs.reshape(length, -1).isfinite().all(1)).nonzero().flatten()
+        raise UserError(
+            f"data.{name}: {len(bad)} of {length} rows hold NaN or infinity (the first: row {int(bad[0])}); repair them, "
+            "or leave them out"
+        )
+    return InMemory(inputs.cpu(), labels)
 
 
 def _default_augmentations(inputs: Tensor | Dataset[Any]) -> dict[str, Callable[[Tensor], Tensor]]:

@@ -125,3 +125,17 @@ def test_training_from_python(tmp_path):
     assert (weights != 1).any()
     predictions = trainer.predict(module, data)
     assert torch.cat([p for _, p in predictions]).shape == (90, 3)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_inputs_that_are_not_finite_are_the_datas_fault(value):
+    points, labels, _ = blobs(90)
+    points[59, 1] = points[70, 0] = value
+    with pytest.raises(
+        UserError, match=r"data\.inputs: 2 of 90 rows hold NaN or infinity \(the first: row 59\)"
+    ):
+        TensorData(points, labels, **arguments())
+    data = TensorData(Items(points), labels, **arguments())
+    data.setup()
+    with pytest.raises(UserError, match="data: row 59 and 1 more of its batch holds NaN or infinity"):
+        data.sets["unlabeled"].__getitems__(list(range(len(data.sets["unlabeled"]))))
