@@ -18,7 +18,7 @@ help: ## what can be made
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
-demo: .venv/installed ## learn weights on real digits, three minutes
+demo: .venv/installed ## learn weights on real digits, about two minutes
 	$(BIN)/ssl-weighting demo
 
 test: .venv/installed ## all tests

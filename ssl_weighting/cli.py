@@ -10,26 +10,59 @@ import sys
 import warnings
 from collections.abc import Callable
 from importlib import import_module
+from io import TextIOWrapper
 from pathlib import Path
-from typing import TextIO
+from typing import Literal, NamedTuple, TextIO
 
 from ssl_weighting.errors import LocalError, PeerError, UserError
+from ssl_weighting.names import suggestion
 from ssl_weighting.threads import use_free_cores, wait_asleep
 
-HELP = """\
-ssl-weighting: semi-supervised learning with one learned weight for every unlabelled example
 
-  ssl-weighting demo                                   three minutes on real digits: what the weights do
-  ssl-weighting init --images DIR --unlabelled DIR     your own data (or --text FILE): writes a recipe and a split
-  ssl-weighting fit --config digits_uda                train (recipes by name or path; add --key value to change any)
-  ssl-weighting weights RUN --clean FILE               which examples did harm; the pool without them
-  ssl-weighting predict --ckpt_path RUN/checkpoints/last.ckpt   class probabilities, as parquet
+class Entry(NamedTuple):
+    """A command.
 
-Also: fit --config RECIPE --ckpt_path last (go on with a stopped run); test, validate; report RUN (a page, which fit
-writes too), report RUN ... --out DIR (tables); recipes (list); study (a grid of runs); bench (speed); paraphrase (for
-UDA); dashboard (of W&B); completion bash; fit --help (every option); fit --model.algorithm.help=UDA (one class).
+    Attributes:
+        usage: What is typed after its name.
+        summary: What it does, in a line of help.
+        main: Where ``main(argv)`` stands that returns the exit status, ``module`` or ``module:function``; empty for
+            those of Lightning's command line.
+        takes: What its first argument is, for completion: ``recipe``, ``run``, ``file``, ``shell`` or nothing.
+    """
 
-What people change most:
+    usage: str
+    summary: str
+    main: str = ""
+    takes: Literal["recipe", "run", "file", "shell", ""] = ""
+
+
+COMMANDS = {
+    "demo": Entry("", "about two minutes on real digits: what the weights do", "ssl_weighting.demo"),
+    "init": Entry(
+        "--images DIR --unlabelled DIR",
+        "your own data (or --text FILE): writes a recipe and a split",
+        "ssl_weighting.init",
+    ),
+    "recipes": Entry("", "list the recipes that come along", "ssl_weighting.recipes"),
+    "fit": Entry("--config RECIPE", "train; add --key value to change anything", takes="recipe"),
+    "weights": Entry("RUN --clean FILE", "which examples did harm", "ssl_weighting.export", "run"),
+    "report": Entry(
+        "RUN", "a page (fit writes it too); RUN ... --out DIR: tables", "ssl_weighting.report", "run"
+    ),
+    "predict": Entry(
+        "--ckpt_path RUN/checkpoints/last.ckpt", "class probabilities, as parquet", takes="recipe"
+    ),
+    "test": Entry("--ckpt_path RUN/checkpoints/last.ckpt", "test error", takes="recipe"),
+    "validate": Entry("--ckpt_path RUN/checkpoints/last.ckpt", "validation error", takes="recipe"),
+    "study": Entry("FILE", "a grid of runs", "ssl_weighting.study", "file"),
+    "paraphrase": Entry("", "translated copies of texts, for UDA", "ssl_weighting.paraphrase"),
+    "dashboard": Entry("", "a dashboard of W&B", "ssl_weighting.dashboard"),
+    "bench": Entry("", "speed and memory", "ssl_weighting.bench"),
+    "completion": Entry("bash", "the shell's Tab key", "ssl_weighting.completion", "shell"),
+}
+
+CHANGED_MOST = """\
+What people change most, each written as --key value after fit (`fit --help` lists all):
   --data.num_labeled N  --data.num_validation N     how many labels there are
   --data.root DIR                                   where the data lies
   --model.weighting per_example|single|fixed        learn a weight each, one for all, or none
@@ -38,19 +71,13 @@ What people change most:
 """
 
 
-# Commands that are not Lightning's: the module whose `main(argv)` returns the exit status.
-COMMANDS = {
-    "init": "ssl_weighting.init",
-    "recipes": "ssl_weighting.recipes",
-    "demo": "ssl_weighting.demo",
-    "bench": "ssl_weighting.bench",
-    "paraphrase": "ssl_weighting.paraphrase",
-    "study": "ssl_weighting.study",
-    "weights": "ssl_weighting.export",
-    "report": "ssl_weighting.report",
-    "dashboard": "ssl_weighting.dashboard",
-    "completion": "ssl_weighting.completion",
-}
+def overview() -> str:
+    """What ``ssl-weighting --help`` says."""
+    typed = {f"{name} {entry.usage}".rstrip(): entry.summary for name, entry in COMMANDS.items()}
+    lines = [f"  {usage:45s} {summary}" for usage, summary in typed.items()]
+    title = "ssl-weighting: semi-supervised learning with one learned weight for every unlabelled example"
+    return "\n".join([title, "", *lines, "", CHANGED_MOST])
+
 
 # Lightning's and torch's remarks that a user can do nothing about: why each is harmless here.
 UNHELPFUL_WARNINGS = (
@@ -70,20 +97,17 @@ def main(argv: list[str] | None = None) -> int:
     arguments, parent = list(sys.argv[1:] if argv is None else argv), os.getppid()
     wait_asleep()
     warnings.showwarning = _show_warning
+    _show_anything()
     try:
         if not arguments or arguments[0] in ("-h", "--help", "help"):
-            print(HELP)
+            print(overview())
             return 0
         if arguments[0] == "--version":
             from ssl_weighting import __version__
 
             print(__version__)
             return 0
-        if arguments[0] in COMMANDS:
-            command: Callable[[list[str]], int] = import_module(COMMANDS[arguments[0]]).main
-            return command(arguments[1:])
-        run_lightning(arguments)
-        return 0
+        return _run(arguments)
     except BrokenPipeError:  # `ssl-weighting recipes | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python says so at its end
         return 128 + 13
@@ -96,6 +120,31 @@ def main(argv: list[str] | None = None) -> int:
         if rank == "0" or isinstance(error, LocalError) or bereft:  # of several processes one speaks
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+
+
+def _run(arguments: list[str]) -> int:
+    """Run a command; returns its exit status."""
+    name = arguments[0]
+    if name not in COMMANDS:
+        raise UserError(_no_such_command(name))
+    if not COMMANDS[name].main:
+        run_lightning(arguments)
+        return 0
+    module, _, function = COMMANDS[name].main.partition(":")
+    command: Callable[[list[str]], int] = getattr(import_module(module), function or "main")
+    return command(arguments[1:])
+
+
+def _no_such_command(name: str) -> str:
+    if name.startswith("-"):
+        return f"{name}: a command comes first, such as `ssl-weighting fit {name} ...`; there are {', '.join(COMMANDS)}"
+    return f"{name}: no such command; {suggestion(name, COMMANDS)}"
+
+
+def _show_anything() -> None:
+    """What a terminal cannot show, such as λ in Latin-1, is written as its code: it is no reason to stop."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _show_warning(

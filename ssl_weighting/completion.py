@@ -23,8 +23,6 @@ PLUGINS: dict[str, type] = {
     "model.backbone": Backbone,
     "model.influence": Influence,
 }
-RUN_COMMANDS = ("weights", "report")  # take the folders of runs
-FILE_COMMANDS = ("study",)
 
 
 def main(argv: list[str]) -> int:
@@ -51,23 +49,25 @@ def _grammar() -> argparse.ArgumentParser:
     """What can be typed, as a parser that nothing is parsed with."""
     grammar = argparse.ArgumentParser(prog="ssl-weighting")
     commands = grammar.add_subparsers()
-    for name in ("fit", "validate", "test", "predict"):
-        command = commands.add_parser(name, help=name)  # shtab leaves out those without help
-        command.add_argument("--config", choices=recipe_names())
-        command.add_argument("--ckpt_path").complete = shtab.FILE  # type: ignore[attr-defined]
-        command.add_argument("--runs").complete = shtab.DIRECTORY  # type: ignore[attr-defined]
-        command.add_argument("--seed_everything")
-        for key, choices in sorted(_options().items()):
-            command.add_argument(f"--{key}", choices=choices)
-    for name in COMMANDS:
-        command = commands.add_parser(name, help=name)
-        if name == "completion":
+    for name, entry in COMMANDS.items():
+        command = commands.add_parser(name, help=entry.summary)  # shtab leaves out those without help
+        if entry.takes == "recipe":
+            _add_options(command)
+        elif entry.takes == "shell":
             command.add_argument("shell", choices=shtab.SUPPORTED_SHELLS)
-        elif name in RUN_COMMANDS:
-            command.add_argument("run").complete = shtab.DIRECTORY  # type: ignore[attr-defined]
-        elif name in FILE_COMMANDS:
-            command.add_argument("file").complete = shtab.FILE  # type: ignore[attr-defined]
+        elif entry.takes:
+            kind = shtab.FILE if entry.takes == "file" else shtab.DIRECTORY
+            command.add_argument(entry.takes).complete = kind  # type: ignore[attr-defined]
     return grammar
+
+
+def _add_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--config", choices=recipe_names())
+    command.add_argument("--ckpt_path").complete = shtab.FILE  # type: ignore[attr-defined]
+    command.add_argument("--runs").complete = shtab.DIRECTORY  # type: ignore[attr-defined]
+    command.add_argument("--seed_everything")
+    for key, choices in sorted(_options().items()):
+        command.add_argument(f"--{key}", choices=choices)
 
 
 def _options() -> dict[str, list[str] | None]:

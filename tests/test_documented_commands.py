@@ -29,7 +29,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from lightning.pytorch.cli import LightningCLI
 from markdown_it import MarkdownIt
 from PIL import Image
 
@@ -56,7 +55,7 @@ LOOKED_AT = {
 }
 # Commands of ssl-weighting of which only the command line is parsed, and why.
 ONLY_PARSED = {
-    "demo": "three minutes: `.ci/run` runs it on every commit",
+    "demo": "about two minutes: `.ci/run` runs it on every commit",
     "study": "many whole runs: the file it names has to exist",
     "dashboard": "needs an account at W&B",
     "paraphrase": "needs two translation models",
@@ -64,7 +63,7 @@ ONLY_PARSED = {
 
 SHELL = ("split", "cat")
 """Programs whose lines a shell runs as they stand."""
-NAMES = {*COMMANDS, *LightningCLI.subcommands()}
+NAMES = {*COMMANDS}
 BUDGET = [
     *("--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--trainer.log_every_n_steps", "1"),
     *("--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.strategy", "auto"),
