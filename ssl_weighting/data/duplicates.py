@@ -136,12 +136,14 @@ def find_copies(train: Contents, test: Contents | None, known: Iterable[int]) ->
 
     Args:
         train: All training examples.
-        test: All test examples, if there are any.
+        test: All test examples, if there are any; those without a label test nothing.
         known: Classes whose training examples count as labelled; those of others belong to the pool.
     """
     labels = torch.where(torch.isin(train.labels, torch.tensor([*known])), train.labels, -1).tolist()
     sets = [train] if test is None else [train, test]
-    rows = [(part, row) for part, contents in enumerate(sets) for row in range(len(contents.labels))]
+    rows = [(0, row) for row in range(len(labels))]
+    if test is not None:
+        rows += [(1, row) for row in (test.labels >= 0).nonzero().flatten().tolist()]
     copies = Copies([], [], [], [])
     for group in _equal(rows, sets, labels):
         first: dict[int, int] = {}

@@ -59,8 +59,8 @@ def make_a_pool(choice: Choice, labels: Tensor, how: str) -> None:
     wanted = min(max(4 * len(counts), left // 4), max(len(counts), left // 2))
     if wanted >= left or left == int(counts.sum()):
         raise UserError(
-            f"there is no pool, and {len(labels)} labelled examples of {len(counts)} classes are too few to put some "
-            f"aside as one: give unlabelled examples ({how}), or at least 3 labelled ones a class"
+            f"there is no pool, and {len(labels)} labelled examples of {len(counts)} classes, copies not counted, are "
+            f"too few to put some aside as one: give unlabelled examples ({how}), or at least 3 labelled ones a class"
         )
     choice.data["num_labeled"] = wanted
     choice.note("num_labeled", wanted, "no pool was given: examples beyond these are it, labels unseen")

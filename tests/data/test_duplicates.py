@@ -32,7 +32,7 @@ LABELS = torch.tensor([0, 1, 0, 1, 0, -1, -1, -1])
 
 def test_what_is_equal_and_what_becomes_of_it():
     train = of_texts(pa.array(TEXTS), LABELS)
-    test = of_texts(pa.array(["w", "x", "new"]), torch.tensor([0, 1, 0]))
+    test = of_texts(pa.array(["w", "x", "new", "z"]), torch.tensor([0, 1, 0, -1]))
     copies = find_copies(train, test, [0, 1])
     assert copies.repeated == [(2, 0)]
     assert copies.contradictory == [(4, 1)]
