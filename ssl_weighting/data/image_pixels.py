@@ -78,6 +78,15 @@ def is_deep(image: Image.Image) -> bool:
     return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 
+def has_16_bit_colours(path: str) -> bool:
+    """Whether an image holds 16 bits a colour, of which Pillow reads the upper 8."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            return not is_deep(image) and any(";16" in str(tile[-1]) for tile in image.tile)
+    except Exception:  # reading it will say what is wrong
+        return False
+
+
 def attempt(path: str, size: int, whole: bool, levels: Levels | None) -> np.ndarray | Exception | None:
     """The pixels, or nothing if they are not wanted; or what is wrong with the file.
 

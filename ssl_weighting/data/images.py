@@ -5,15 +5,11 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import warnings
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ssl_weighting.augment import RandomFlipCrop
@@ -24,27 +20,16 @@ from ssl_weighting.data.image_files import (
     NamedImage,
     all_images,
     classified,
-    first_few,
     identity,
     in_natural_order,
     printable,
 )
-from ssl_weighting.data.image_pixels import (
-    DeepImageError,
-    Levels,
-    attempt,
-    decoded_or_grey,
-    is_flat,
-    levels_of,
-    quiet,
-    some_values,
-)
-from ssl_weighting.errors import DataWarning, UserError
+from ssl_weighting.data.image_pixels import Levels, decoded_or_grey
+from ssl_weighting.data.image_reading import ImageReader, say
+from ssl_weighting.errors import UserError
 
 KEPT_BYTES = 2**30
 """Sets up to this size are decoded once and kept in memory, as uint8."""
-LOOKED_AT = 1000
-"""Images that are looked at, spread over the set, where all would be too many."""
 
 
 class ImageFiles:
@@ -184,7 +169,7 @@ class Images(SSLData):
         if stage == "predict" and self.predict_folder is not None:
             notes: list[str] = []
             files = all_images(self.predict_folder, "data.predict_on", notes)
-            _say(notes)
+            say(*notes)
             source = self._read(files, "data.predict_on", self.predict_folder, strict=False)
             self.sets["given"] = ExampleSet(source, torch.arange(len(source.files)), source.labels)
             self.predict_on = "given"  # type: ignore[assignment]  # a list of our own
@@ -193,12 +178,12 @@ class Images(SSLData):
         """All training images: the labelled ones, by name, then the pool, by name; or all test images."""
         if train:
             files = self.training_files()
-            _say(self._notes)
+            say(*self._notes)
             return self._read(files, "data.labeled", self.unlabeled, strict=False)
         assert self.test is not None
         notes: list[str] = []
         named = self._test_images(notes)
-        _say(notes)
+        say(*notes)
         return self._read(self._numbered(named, "data.test", self.test), "data.test", self.test, strict=True)
 
     def distinct_labels(self) -> Tensor:
@@ -253,109 +238,10 @@ class Images(SSLData):
         return [ImageFile(file.path, file.name, numbers[file.label]) for file in named]
 
     def _read(self, files: list[ImageFile], key: str, where: Path | None, strict: bool) -> ImageFiles:
-        """Look at every file, and at its pixels too where they are kept."""
+        """Look at every file, and at its pixels too where they are kept; training images may decide the range."""
         keep = len(files) * 3 * self.size**2 <= KEPT_BYTES
-        seen = self._attempted(files, keep, may_choose=key == "data.labeled")
-        bad = [file for file, result in zip(files, seen, strict=True) if isinstance(result, Exception)]
-        fatal = [file for file in bad if strict or file.label >= 0]
-        if fatal:
-            reason = next(
-                _reason(result)
-                for file, result in zip(files, seen, strict=True)
-                if isinstance(result, Exception) and file in fatal
-            )
-            raise UserError(
-                f"{key}: {len(fatal)} of its images cannot be read ({reason}): {_listed(fatal)}; repair or remove them"
-            )
-        if bad:
-            reason = next(_reason(result) for result in seen if isinstance(result, Exception))
-            _say(
-                [
-                    f"{len(bad)} of {len(files)} images cannot be read and are left out (the first: {reason}): "
-                    f"{_listed(bad, 50)}"
-                ]
-            )
-        good = [
-            (file, result)
-            for file, result in zip(files, seen, strict=True)
-            if not isinstance(result, Exception)
-        ]
-        if not good:
-            raise UserError(f"{key}={where}: none of its images can be read")
-        _say_flat(good, key, self.size, self.levels)
-        pixels = (
-            torch.from_numpy(np.stack([result for _, result in good if result is not None])) if keep else None
-        )
-        return ImageFiles([file for file, _ in good], self.size, pixels, self.levels)
-
-    def _attempted(
-        self, files: list[ImageFile], keep: bool, may_choose: bool
-    ) -> list[np.ndarray | Exception | None]:
-        """What comes of every file; deep images all in one range, which is chosen here if nobody has."""
-        Image.init()  # finding the decoders is not safe among threads
-        with (
-            quiet(),
-            ThreadPoolExecutor(os.cpu_count()) as threads,
-        ):  # Pillow lets go of the interpreter's lock
-            seen = list(threads.map(lambda file: attempt(file.path, self.size, keep, self.levels), files))
-            deep = [row for row, result in enumerate(seen) if isinstance(result, DeepImageError)]
-            if not deep or not may_choose:
-                return seen
-            some = deep[:: max(1, len(deep) // LOOKED_AT)]
-            self.levels = levels_of(list(threads.map(lambda row: some_values(files[row].path), some)))
-            again = threads.map(lambda row: attempt(files[row].path, self.size, keep, self.levels), deep)
-            for row, result in zip(deep, again, strict=True):
-                seen[row] = result
-        low, high = self.levels
-        others = (
-            f"; the other {len(files) - len(deep)} have 8 bits and stay as they are: is one kind brighter?"
-            if len(deep) < len(files)
-            else ""
-        )
-        _say(
-            [
-                f"data.levels: {len(deep)} of {len(files)} images hold more than 8 bits a pixel; values from {low:g} to "
-                f"{high:g} become 0 to 255 in all of them{others}"
-            ]
-        )
-        return seen
-
-
-def _say(notes: list[str]) -> None:
-    for note in notes:
-        warnings.warn(note, DataWarning, stacklevel=2)
-
-
-def _reason(error: Exception) -> str:
-    """What is wrong with a file, in a few words."""
-    plain = isinstance(error, (ValueError, FileNotFoundError)) and str(error)
-    return str(error) if plain else type(error).__name__
-
-
-def _say_flat(
-    good: Sequence[tuple[ImageFile, np.ndarray | None]], key: str, size: int, levels: Levels | None
-) -> None:
-    """Name the images, or some of very many, that show nothing."""
-    if good[0][1] is None:
-        good = good[:: max(1, len(good) // LOOKED_AT)]
-        with quiet(), ThreadPoolExecutor(os.cpu_count()) as threads:
-            good = [
-                (file, pixels)
-                for file, pixels in threads.map(
-                    lambda pair: (pair[0], attempt(pair[0].path, size, True, levels)), good
-                )
-                if isinstance(pixels, np.ndarray)
-            ]
-    flat = [file for file, pixels in good if isinstance(pixels, np.ndarray) and is_flat(pixels)]
-    if flat:
-        mend = "" if levels is None else "; data.levels says which values become black and white"
-        _say(
-            [
-                f"{key}: {len(flat)} of {len(good)} images are of one colour all over and show nothing: "
-                f"{_listed(flat)}; look at them{mend}"
-            ]
-        )
-
-
-def _listed(files: list[ImageFile], most: int = 5) -> str:
-    return first_few([printable(file.name) for file in files], most)
+        key_and_value = key if where is None else f"{key}={where}"
+        reader = ImageReader(self.size, self.levels, keep, strict, may_choose=key == "data.labeled")
+        good, pixels = reader.read(files, key, key_and_value)
+        self.levels = reader.levels
+        return ImageFiles(good, self.size, pixels, self.levels)

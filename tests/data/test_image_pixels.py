@@ -1,6 +1,8 @@
 """Deep images of a set are seen in one range of values, and what shows nothing is named."""
 
+import struct
 import warnings
+import zlib
 
 import numpy as np
 import pytest
@@ -116,3 +118,31 @@ def test_pillows_own_remarks_reach_nobody(deep):
     with pytest.warns(Image.DecompressionBombWarning):
         Image.open(deep / "pool" / "huge.png", formats=FORMATS)
     set_up(deep)  # asserts that all that is said is the program's
+
+
+def save_16_bit_colours(path, values):
+    """A PNG as Pillow cannot write it; values uint16 (H, W, 3)."""
+
+    def chunk(kind, content):
+        return (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
+
+    height, width, _ = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_colours_of_which_half_is_lost_are_said(deep, monkeypatch, kept):
+    if not kept:
+        monkeypatch.setattr("ssl_weighting.data.images.KEPT_BYTES", 0)
+    values = np.random.default_rng(0).integers(0, 4096, (16, 16, 3))
+    save_16_bit_colours(deep / "pool" / "colour.png", values)
+    _, said = set_up(deep)
+    assert "the other 1 have 8 bits and stay as they are" in said[0]
+    assert (
+        "1 of 19 images hold 16 bits a colour, of which the upper 8 are seen: unlabeled/colour.png" in said[1]
+    )
