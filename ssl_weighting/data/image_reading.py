@@ -78,7 +78,7 @@ class ImageReader:
         good = [(file, result) for file, result in pairs if not isinstance(result, Exception)]
         if not good:
             raise UserError(f"{what}: none of its images can be read")
-        self._say_odd(good, key)
+        self._say_odd(good, "data" if self.may_choose else key)
         pixels = [result for _, result in good if result is not None]
         return [file for file, _ in good], torch.from_numpy(np.stack(pixels)) if self.keep else None
 
