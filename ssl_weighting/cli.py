@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from importlib import import_module
@@ -116,10 +117,19 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except UserError as error:
         rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or "0"
-        bereft = rank == "1" and isinstance(error, PeerError) and os.getppid() != parent
-        if rank == "0" or isinstance(error, LocalError) or bereft:  # of several processes one speaks
+        alone = rank == "1" and isinstance(error, PeerError) and _has_ended(parent)
+        if rank == "0" or isinstance(error, LocalError) or alone:  # of several processes one speaks
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+
+
+def _has_ended(parent: int) -> bool:
+    """Whether the process that started this one is gone. Its connections close some time before it is."""
+    for _ in range(50):
+        if os.getppid() != parent:
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def _run(arguments: list[str]) -> int:
