@@ -17,7 +17,8 @@ from typing import NamedTuple
 import torch
 
 from ssl_weighting.data import Stream
-from ssl_weighting.optim import BiasCorrection, MaskedAdam
+from ssl_weighting.rules import BiasCorrection, make_rule
+from ssl_weighting.weights import ExampleWeights
 
 
 class Schedule(NamedTuple):
@@ -39,19 +40,18 @@ CORRECTIONS: tuple[BiasCorrection, ...] = ("global", "per_example")
 def moved(schedule: Schedule, correction: BiasCorrection, influence: str) -> dict[str, float]:
     """Statistics of λ after the run, from 1."""
     draw = torch.Generator().manual_seed(0)
-    weights = torch.ones(schedule.size)
+    rule = make_rule("masked_adam", 0.01, correction)
+    weights = ExampleWeights(schedule.size, rule, bounds=(-float("inf"), float("inf")))
     counts = torch.zeros(schedule.size)
-    optimizer = MaskedAdam([weights], lr=0.01, bias_correction=correction)
     stream = Stream(schedule.size, schedule.batch, 0, "influence")
     for step in range(schedule.steps):
         rows = stream.batch(step)
         values = torch.randn(len(rows), generator=draw)
         if influence == "one sign":
             values = values.abs() * (1 - 2 * (rows % 2))
-        weights.grad = torch.sparse_coo_tensor(rows[None], values, (schedule.size,), check_invariants=False)
-        optimizer.step()
+        weights.step(rows, values)
         counts[rows] += 1
-    distance = (weights - 1).abs()
+    distance = (weights.values - 1).abs()
     return {
         "updates_mean": counts.mean().item(),
         "never_updated": (counts == 0).float().mean().item(),

@@ -13,7 +13,6 @@ import argparse
 import json
 import statistics
 import time
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,7 +22,7 @@ from ssl_weighting.backbones.base import Classifier
 from ssl_weighting.backbones.wide_resnet import WideResNet
 from ssl_weighting.bench.timing import machine
 from ssl_weighting.influence import ExactLastLayer
-from ssl_weighting.optim import MaskedAdam
+from ssl_weighting.rules import make_rule
 from ssl_weighting.terms import CROSS_ENTROPY, LossTerm, Objective
 from ssl_weighting.weights import ExampleWeights
 
@@ -48,11 +47,9 @@ def lambda_part(sizes: list[int], rounds: int) -> list[dict[str, float]]:
         )
 
     known, validation, solver = term(64), term(256), ExactLastLayer()
-    weights = {n: ExampleWeights(n, partial(MaskedAdam)) for n in sizes}
+    weights = {n: ExampleWeights(n, make_rule("masked_adam", 0.01)) for n in sizes}
     for w in weights.values():  # touch all memory once, so that page faults are not counted
-        w.step(torch.tensor([0]), torch.tensor([1.0]))
-        state = w._current_optimizer().state[w.values]["moments"]
-        state.fill_(0.0)
+        w.moments.fill_(0.0)
         w.values.fill_(1.0)
     update: dict[int, list[float]] = {n: [] for n in sizes}
     whole: dict[int, list[float]] = {n: [] for n in sizes}

@@ -16,14 +16,13 @@ import statistics
 import sys
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ssl_weighting.optim import MaskedAdam
 from ssl_weighting.row_file import HEADER, RowFile
+from ssl_weighting.rules import make_rule
 from ssl_weighting.weights import ExampleRecord, ExampleWeights, row_defaults
 
 BATCH, BETWEEN = 320, 200
@@ -48,7 +47,7 @@ def measure(size: int, steps: int, folder: Path, filled: bool, storage: str) -> 
     if filled and file is not None:
         fill(path, size)
     made = time.perf_counter() - began
-    weights = ExampleWeights(size, partial(MaskedAdam), file=file)
+    weights = ExampleWeights(size, make_rule("masked_adam", 0.01), file=file)
     record = ExampleRecord(size, file=file)
     generator = torch.Generator().manual_seed(0)
     times, cpu, saves = [], [], []

@@ -43,8 +43,8 @@ from ssl_weighting.guards import (
 )
 from ssl_weighting.influence import ExactLastLayer, Influence
 from ssl_weighting.influence.base import ThetaStep
-from ssl_weighting.optim import BiasCorrection, MaskedAdam
 from ssl_weighting.row_file import RowFile
+from ssl_weighting.rules import BiasCorrection, WeightOptimizer, make_rule
 from ssl_weighting.schedules import Schedule, make_schedule
 from ssl_weighting.terms import LossTerm, Objective
 from ssl_weighting.weights import ExampleRecord, ExampleWeights, Happened, row_defaults
@@ -124,7 +124,7 @@ class SSLModule(LightningModule):
         inner_steps: int = 100,
         warmup_steps: int = 0,
         weight_lr: float = 0.01,
-        weight_optimizer: Literal["masked_adam", "sgd", "adam"] = "masked_adam",
+        weight_optimizer: WeightOptimizer = "masked_adam",
         bias_correction: BiasCorrection = "global",
         weight_init: float = 1.0,
         weight_bounds: tuple[float, float] = (0.0, float("inf")),
@@ -489,18 +489,13 @@ class SSLModule(LightningModule):
             if self.weight_storage == "disk":
                 file = self._row_file(size) if stage == "fit" else None
                 size = size if stage == "fit" else 0  # the checkpoint holds none
-            make: dict[str, Callable[[list[Tensor]], Optimizer]] = {
-                "masked_adam": partial(MaskedAdam, lr=self.weight_lr, bias_correction=self.bias_correction),
-                "sgd": partial(torch.optim.SGD, lr=self.weight_lr),
-                "adam": partial(torch.optim.Adam, lr=self.weight_lr),
-            }
+            moves = self.weight_optimizer if self.weighting != "fixed" else "sgd"  # which keeps no state
             self.weights = ExampleWeights(
                 size,
-                make[self.weight_optimizer],
+                make_rule(moves, self.weight_lr, self.bias_correction),
                 self.weight_init,
                 self.weight_bounds,
                 shared=self.weighting == "single",
-                dense=self.weight_optimizer == "adam",
                 sharded=sharded,
                 file=file,
             )

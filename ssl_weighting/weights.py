@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from ssl_weighting.distributed import all_processes, process_count, process_rank, summed
 from ssl_weighting.errors import UserError
 from ssl_weighting.row_file import RowFile
-
-OptimizerFactory = Callable[[list[Tensor]], Optimizer]
+from ssl_weighting.rules import Rule
 
 WEIGHT, MOMENTS, UPDATES, INFLUENCE, PSEUDO_LABEL, CONFIDENCE = 0, slice(1, 4), 4, 5, 6, 7
 """Columns of a :class:`RowFile` that keeps Λ."""
@@ -85,43 +82,41 @@ class _Rows(nn.Module):
 
 
 class ExampleWeights(_Rows):
-    """The weights λ_u ≥ 0 of all unlabelled examples, and the optimiser that moves them (Alg. 1, line 12).
+    """The weights λ_u ≥ 0 of all unlabelled examples, and how they move (Alg. 1, line 12).
 
-    Λ is a buffer and not an ``nn.Parameter``: it takes no part in backpropagation, and its optimiser must not
-    count as one of the trainer's. Values and optimiser state are part of ``state_dict``, unless they are in a file.
+    Λ is a buffer and not an ``nn.Parameter``: it takes no part in backpropagation. Values, the rule's state and the
+    number of steps are part of ``state_dict``, rows only where they are not in a file. The rule's hyper-parameters
+    are not.
 
     Args:
         size: |U|, the number of rows.
-        optimizer: Makes the optimiser from a list of one tensor (size,). It is handed sparse gradients,
-            unless ``dense``.
+        rule: How rows move; see :func:`~ssl_weighting.rules.make_rule`.
         init: Every weight's initial value (the paper: 1, or 5 with 250 labels).
         bounds: Smallest and largest value; weights are clamped after every step.
         shared: One weight for all examples (the paper's Fig. 4, left) instead of one each.
-        dense: Hand the optimiser a dense gradient, so that all rows move (the ablation of Sec. 4.3).
         sharded: Divide the rows among the processes.
         file: Keep the rows there and not in memory.
     """
 
     values: Tensor
+    moments: Tensor
 
     def __init__(
         self,
         size: int,
-        optimizer: OptimizerFactory,
+        rule: Rule,
         init: float = 1.0,
         bounds: tuple[float, float] = (0.0, float("inf")),
         shared: bool = False,
-        dense: bool = False,
         sharded: bool = False,
         file: RowFile | None = None,
     ) -> None:
         super().__init__(size, sharded and not shared)
-        self.bounds, self.shared, self.dense, self.file = bounds, shared, dense, file
+        self.rule, self.bounds, self.shared, self.steps = rule, bounds, shared, 0
+        self.file = None if shared else file
         length = 1 if shared else 0 if file is not None else self.length
         self.register_buffer("values", torch.full((length,), float(init)))
-        self._factory = optimizer
-        self._optimizer: Optimizer | None = None
-        self._pending_state: dict[str, Any] | None = None
+        self.register_buffer("moments", torch.zeros(length, rule.columns))
 
     def gather(self, index: Tensor) -> Tensor:
         """λ of the rows ``index``, (B,) int64. Returns (B,)."""
@@ -129,7 +124,7 @@ class ExampleWeights(_Rows):
         if self.shared:
             return self.values.expand(len(index))
         if self.file is not None:
-            return self.file.read(index)[:, WEIGHT].to(self.values)
+            return self.file.read(index)[:, WEIGHT].to(self.values).clamp(*self.bounds)
         return self._read(self.values, index)
 
     @torch.no_grad()
@@ -139,49 +134,32 @@ class ExampleWeights(_Rows):
         A shared weight takes the mean of the gradient. All processes hand over the same rows and gradients.
         """
         self._check(index)
+        self.steps += 1
         gradient = gradient.to(self.values)
-        if self.file is not None:
-            self._step_in(self.file, index, gradient)
-            return
-        optimizer = self._current_optimizer()
         if self.shared:
             index, gradient = torch.zeros_like(index[:1]), gradient.mean()[None]
-        elif self.world > 1:
-            gradient = torch.where(index % self.world == self.rank, gradient, 0)
-            index = self._place(index)
-        self._move(optimizer, self.values, index, gradient)
-
-    def _move(self, optimizer: Optimizer, values: Tensor, index: Tensor, gradient: Tensor) -> None:
-        sparse = torch.sparse_coo_tensor(index[None], gradient, values.shape, check_invariants=False)
-        values.grad = sparse.to_dense() if self.dense else sparse
-        optimizer.step()
-        values.grad = None
-        if self.dense:
-            values.clamp_(*self.bounds)
-        else:
-            values[index] = values[index].clamp(*self.bounds)
+        rows, place = torch.unique(index, return_inverse=True)
+        gradient = gradient.new_zeros(len(rows)).index_add_(0, place, gradient)
+        if self.file is not None:
+            self._step_in(self.file, rows, gradient)
+            return
+        if self.world > 1:
+            gradient = torch.where(rows % self.world == self.rank, gradient, 0)
+            rows = self._place(rows)
+        if self.rule.dense:
+            gradient = torch.zeros_like(self.values).index_add_(0, rows, gradient)
+            rows = torch.arange(len(self.values), device=rows.device)
+        values, moments = self.rule.update(self.values[rows], gradient, self.moments[rows], self.steps)
+        self.values[rows], self.moments[rows] = values.clamp(*self.bounds), moments
 
     def _step_in(self, file: RowFile, index: Tensor, gradient: Tensor) -> None:
-        """A step on the rows named alone, brought into memory with their moments and put back."""
-        index, place = torch.unique(index, return_inverse=True)
+        """A step on the rows named, brought into memory with their moments and put back."""
         rows = file.read(index)
-        values = rows[:, WEIGHT].to(self.values)
-        optimizer = self._current_optimizer()
-        (group,) = optimizer.param_groups
-        (step,) = (s["step"] for s in optimizer.state.values()) if optimizer.state else (None,)
-        group["params"] = [values]
-        optimizer.state.clear()
-        width = 3 if group.get("bias_correction") == "per_example" else 2
-        if step is not None:
-            moments = rows[:, MOMENTS][:, :width].to(values, copy=True)
-            optimizer.state[values] = {"step": step, "moments": moments}
-        self._move(optimizer, values, place, gradient)
-        rows[:, WEIGHT] = values.cpu()
-        if state := optimizer.state.get(values):
-            rows[:, MOMENTS][:, :width] = state["moments"].cpu()
-            optimizer.state.clear()
-            optimizer.state[self.values] = {"step": state["step"]}
-        group["params"] = [self.values]
+        state = rows.to(self.values)
+        values, moments = self.rule.update(
+            state[:, WEIGHT].clamp(*self.bounds), gradient, state[:, MOMENTS], self.steps
+        )
+        rows[:, WEIGHT], rows[:, MOMENTS] = values.clamp(*self.bounds).cpu(), moments.cpu()
         file.write(index, rows)
 
     def _check(self, index: Tensor) -> None:
@@ -194,24 +172,13 @@ class ExampleWeights(_Rows):
                     f"0 to {self.size - 1}: the batch's `index` must count the examples of the split's unlabelled list"
                 )
 
-    def _current_optimizer(self) -> Optimizer:
-        """The optimiser of the buffer as it is now: moving the module to a device replaces the buffer."""
-        if self._optimizer is not None and self._optimizer.param_groups[0]["params"][0] is not self.values:
-            self._pending_state, self._optimizer = self._optimizer.state_dict(), None
-        if self._optimizer is None:
-            self._optimizer = self._factory([self.values])
-            if self._pending_state is not None:
-                self._optimizer.load_state_dict(self._pending_state)
-                self._pending_state = None
-        return self._optimizer
+    def get_extra_state(self) -> dict[str, int]:
+        """The number of steps, for ``state_dict``."""
+        return {"steps": self.steps}
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """The optimiser's state, for ``state_dict``."""
-        return self._current_optimizer().state_dict()
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Take the optimiser's state from a ``state_dict``."""
-        self._pending_state, self._optimizer = state, None
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        """Take the number of steps from a ``state_dict``."""
+        self.steps = state["steps"]
 
 
 class Happened(NamedTuple):

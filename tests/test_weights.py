@@ -1,19 +1,17 @@
 """Λ: gather, sparse update, bounds, state."""
 
-from functools import partial
-
 import pytest
 import torch
 
 from ssl_weighting.errors import UserError
-from ssl_weighting.optim import MaskedAdam
+from ssl_weighting.rules import make_rule
 from ssl_weighting.weights import ExampleRecord, ExampleWeights
 
-MASKED = partial(MaskedAdam, lr=0.1)
+MASKED, SGD = make_rule("masked_adam", 0.1), make_rule("sgd", 1.0)
 
 
 def test_only_named_rows_move_and_repeats_are_summed():
-    weights = ExampleWeights(10, partial(torch.optim.SGD, lr=1.0))
+    weights = ExampleWeights(10, SGD)
     weights.step(torch.tensor([2, 5, 2]), torch.tensor([0.1, 0.2, 0.3]))
     expected = torch.ones(10)
     expected[2], expected[5] = 0.6, 0.8
@@ -30,13 +28,13 @@ def test_a_zero_gradient_leaves_a_row_alone():
 
 
 def test_bounds():
-    weights = ExampleWeights(4, partial(torch.optim.SGD, lr=1.0), bounds=(0.5, 2.0))
+    weights = ExampleWeights(4, SGD, bounds=(0.5, 2.0))
     weights.step(torch.tensor([0, 1]), torch.tensor([9.0, -9.0]))
     assert weights.values.tolist() == [0.5, 2.0, 1.0, 1.0]
 
 
 def test_shared_weight_takes_the_mean_gradient():
-    weights = ExampleWeights(100, partial(torch.optim.SGD, lr=1.0), shared=True)
+    weights = ExampleWeights(100, SGD, shared=True)
     weights.step(torch.tensor([3, 50]), torch.tensor([0.2, 0.4]))
     assert weights.values.shape == (1,)
     torch.testing.assert_close(weights.gather(torch.tensor([99, 0])), torch.tensor([0.7, 0.7]))
@@ -44,7 +42,7 @@ def test_shared_weight_takes_the_mean_gradient():
 
 def test_dense_adam_moves_rows_that_are_absent():
     """The ablation's rival: vanilla Adam drags examples along that are not in the batch."""
-    weights = ExampleWeights(3, partial(torch.optim.Adam, lr=0.1), dense=True)
+    weights = ExampleWeights(3, make_rule("adam", 0.1))
     weights.step(torch.tensor([0]), torch.tensor([1.0]))
     before = weights.values.clone()
     weights.step(torch.tensor([1]), torch.tensor([1.0]))
@@ -76,12 +74,12 @@ def test_state_dict_holds_values_and_moments():
     assert torch.equal(second.values, through.values)
 
 
-def test_moving_the_module_keeps_the_optimiser_on_the_buffer():
+def test_values_and_state_move_with_the_module():
     weights = ExampleWeights(3, MASKED)
     weights.step(torch.tensor([0]), torch.tensor([1.0]))
     weights.double()
     weights.step(torch.tensor([0]), torch.tensor([1.0]))
-    assert weights.values.dtype == torch.float64
+    assert weights.values.dtype == weights.moments.dtype == torch.float64
     assert weights.values[0] < 0.85
 
 
