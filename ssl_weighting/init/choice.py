@@ -43,13 +43,14 @@ class Choice:
         self.notes.append((what, str(value), why))
 
 
-def make_a_pool(choice: Choice, labels: Tensor, how: str) -> None:
+def make_a_pool(choice: Choice, labels: Tensor, how: str, given: bool) -> None:
     """All examples have a label and there is no pool: most labels are put aside, as if they were not known.
 
     Args:
         choice: The recipe.
         labels: (n,) int64, one a labelled example that is no copy of another.
         how: How to give unlabelled examples, for messages.
+        given: Whether there was a pool, all of which are copies of labelled or test examples.
 
     Raises:
         UserError: If there are too few examples to put some aside.
@@ -63,7 +64,8 @@ def make_a_pool(choice: Choice, labels: Tensor, how: str) -> None:
             f"too few to put some aside as one: give unlabelled examples ({how}), or at least 3 labelled ones a class"
         )
     choice.data["num_labeled"] = wanted
-    choice.note("num_labeled", wanted, "no pool was given: examples beyond these are it, labels unseen")
+    why = "the pool holds copies only" if given else "no pool was given"
+    choice.note("num_labeled", wanted, f"{why}: examples beyond these are it, labels unseen")
 
 
 def set_up(module: SSLData, choice: Choice) -> None:

@@ -62,7 +62,7 @@ def choose_for_images(
         choice.data["normalise_by"] = "imagenet"
     labels = first.distinct_labels()
     if not (labels == -1).any():
-        make_a_pool(choice, labels[labels >= 0], "--unlabelled DIR")
+        make_a_pool(choice, labels[labels >= 0], "--unlabelled DIR", given=pool is not None)
     module = Images(**choice.data, split_seed=0)
     set_up(module, choice)
     if module.levels is not None:

@@ -66,7 +66,12 @@ def choose_for_texts(source: Path, test: Path | None, encoder: str, device: str)
     first = Text(choice.data["train"], tokenizer=encoder)
     texts, labels = first.read(train=True).texts, first.distinct_labels()
     if not (labels == -1).any():
-        make_a_pool(choice, labels[labels >= 0], "rows with an empty label")
+        make_a_pool(
+            choice,
+            labels[labels >= 0],
+            "rows with an empty label",
+            given=bool((first.read(train=True).labels < 0).any()),
+        )
     words = [len(text.as_py().split()) for text in texts[:: max(1, len(texts) // LOOKED_AT)]]
     pieces = 1.4 * statistics.quantiles(words, n=20)[-1] + 2 if len(words) > 1 else 64.0
     length = int(min(128 if device == "cpu" else 256, max(16, 8 * round(pieces / 8))))
