@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
 from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
@@ -108,7 +109,11 @@ def check_strategy(strategy: Any) -> None:
     plain = name.rpartition(".")[2]
     if plain in ("auto", "DDPStrategy", "SingleDeviceStrategy", "fsdp2") or plain.startswith("single_"):
         return
-    if plain.startswith("ddp") and not any(kind in plain for kind in ("spawn", "fork", "notebook")):
+    if (
+        plain in StrategyRegistry
+        and plain.startswith("ddp")
+        and not any(kind in plain for kind in ("spawn", "fork", "notebook"))
+    ):
         return
     raise UserError(
         f"trainer.strategy={name}: not one that Λ steps, the average of θ and checkpoints know; use ddp, or fsdp2 for "

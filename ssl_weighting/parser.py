@@ -1,70 +1,62 @@
-"""The parser of fit, validate, test and predict: says in one line what is wrong with what was typed."""
+"""The parser of everything that trains or looks at a model: help that fits on some pages, mistakes in one line."""
 
 from __future__ import annotations
 
-import difflib
-import inspect
-import re
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
-# The packages of plug-ins, whole: jsonargparse finds a class by its short name once it is imported.
-from ssl_weighting.algorithms import Algorithm
-from ssl_weighting.backbones import Backbone
-from ssl_weighting.data import SSLData
 from ssl_weighting.errors import UserError
-from ssl_weighting.influence import Influence
+from ssl_weighting.mistakes import Place, explained
+from ssl_weighting.options import options_page
 
 
 class Parser(LightningArgumentParser):
-    """Says what is wrong in one line, with the nearest name that exists; takes no abbreviations."""
+    """Says what is wrong in one line, with the nearest name that exists; takes no abbreviations.
+
+    Attributes:
+        of_class: The class whose arguments are parsed, for the parsers that are made for plug-ins.
+    """
+
+    _said: ClassVar[list[str]] = []
+    _line: ClassVar[list[str]] = []
+    of_class: type | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, allow_abbrev=False, **kwargs)
 
+    def add_class_arguments(
+        self, theclass: type, nested_key: str | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Note the class of a plug-in; see jsonargparse."""
+        if nested_key is None:
+            self.of_class = theclass
+        return super().add_class_arguments(theclass, nested_key, *args, **kwargs)
+
+    def parse_args(self, args: Any = None, *others: Any, **kwargs: Any) -> Any:
+        """Note the command line, which the parsers of plug-ins see a part of; see jsonargparse."""
+        if self.of_class is None and args is not None:
+            Parser._line = [str(word) for word in args]
+            Parser._said = []
+        return super().parse_args(args, *others, **kwargs)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise a UserError instead of printing the usage of hundreds of options."""
-        raise UserError(_explained(message, self)) from ex
+        """Raise a UserError instead of printing the usage of hundreds of options.
 
+        jsonargparse tries the types of an option in turn, so that what a plug-in's parser said comes back inside the
+        message of the whole: it is nearer to the mistake.
+        """
+        for inner in reversed(self._said):
+            if inner in message:
+                raise UserError(inner) from ex
+        parser = getattr(ex, "subcommand_parser", None) or self
+        fault = explained(message, Place(list(parser._actions), self.of_class, self._line))
+        if self.of_class is not None:
+            self._said.append(fault)
+        raise UserError(fault) from ex
 
-def _explained(message: str, parser: LightningArgumentParser) -> str:
-    text = " ".join(line.strip() for line in message.splitlines() if line.strip())
-    for pattern in (
-        r"Option ['\"](?P<key>[\w.]+)['\"] is not accepted",
-        r"(?:Key|No action for key) ['\"](?P<key>[\w.]+)['\"]",
-        r"[Uu]nrecognized arguments: --(?P<key>[\w.]+)",
-    ):
-        if found := re.search(pattern, text):
-            key = found["key"]
-            near = difflib.get_close_matches(key, _known_keys(parser), n=1, cutoff=0.6)
-            mend = f"did you mean {near[0]}?" if near else "`ssl-weighting fit --help` lists all"
-            return f"{key}: no such key; {mend}"
-    text = re.sub(
-        r"Does not validate against any of the Union subtypes Subtypes: \[.*?\] Errors: - ", "", text
-    )
-    text = re.sub(r" - Expected a <class 'NoneType'>.*", "", text)
-    return text if len(text) < 300 else text[:297] + "..."
-
-
-def _known_keys(parser: LightningArgumentParser) -> list[str]:
-    keys = {action.dest for action in parser._actions}
-    plugins = (
-        ("data", SSLData),
-        ("model.algorithm", Algorithm),
-        ("model.backbone", Backbone),
-        ("model.influence", Influence),
-    )
-    for prefix, base in plugins:
-        for cls in _with_subclasses(base):
-            names = {n for n in inspect.signature(cls).parameters if n not in ("args", "kwargs")}
-            keys |= {f"{prefix}.{name}" for name in names} | names
-    return sorted(keys)
-
-
-def _with_subclasses(cls: type) -> list[type]:
-    found = [cls]
-    subclasses: list[type] = cls.__subclasses__()
-    for subclass in subclasses:
-        found += _with_subclasses(subclass)
-    return found
+    def format_help(self, formatter: Any = None) -> str:
+        """All options on some pages; the help of a class as jsonargparse makes it."""
+        if any(action.dest == "trainer.max_steps" for action in self._actions):
+            return options_page(self)
+        return super().format_help() if formatter is None else super().format_help(formatter)

@@ -132,7 +132,7 @@ BAD = {
     "a recipe that does not exist": (["--config", "digits_udda"], "--config digits_udda: .*digits_uda"),
     "a misspelled key": (
         ["--model.inner_step", "3"],
-        r"model\.inner_step: no such key; did you mean model\.inner_steps",
+        r"model\.inner_step: no such option; did you mean model\.inner_steps",
     ),
     "a misspelled data key": (["--data.num_labelled", "3"], r"num_labelled: .*num_labeled"),
     "more labels than examples": (

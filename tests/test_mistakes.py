@@ -1,0 +1,115 @@
+"""What is typed wrongly is answered in one line: the option, the value, and what to type instead."""
+
+import pytest
+
+from ssl_weighting.cli import main
+
+JARGON = (
+    "typing.",
+    "NoneType",
+    "class_path",
+    "init_args",
+    "Union",
+    "import path",
+    "<class",
+    "NestedArg",
+    "{'",
+)
+
+ANSWERS = {
+    # The issue's own.
+    "digits_uda": "did you mean --config digits_uda?",
+    "--max_steps 40": "did you mean trainer.max_steps?",
+    "--model.weighting fixd": "must be per_example, single or fixed; did you mean fixed?",
+    "--model.algorithm fixmatch": "did you mean FixMatch?",
+    "--trainer.logger wandb": "did you mean WandbLogger?",
+    "--model.backbone TimmModel --model.backbone.weights x": "it has name, pretrained",
+    # Names of options.
+    "--lr 0.1": "did you mean model.optimizer.lr",
+    "--learning_rate 0.1": "did you mean model.optimizer.lr?",
+    "--optimizer.lr 0.1": "did you mean model.optimizer.lr?",
+    "--steps 40": "did you mean trainer.max_steps",
+    "--seed 3": "did you mean seed_everything",
+    "--output_dir here": "did you mean runs?",
+    "--gpus 1": "did you mean trainer.devices?",
+    "--algorithm UDA": "did you mean model.algorithm?",
+    "--data.num_labelled 3": "did you mean data.num_labeled?",
+    "--data.Digits.num_labeled 3": "data.Digits.num_labeled: Digits has no such option",
+    "--data.root here": "Cifar10",
+    "--trainr.max_steps 3": "did you mean trainer.max_steps?",
+    "--whatever.x 3": "there are checkpoint",
+    "-max_steps 3": "begin with two hyphens",
+    "–max_steps 3": "type two hyphens, --max_steps",  # noqa: RUF001
+    "--trainer.max_steps 4 0": "0: belongs to no option",
+    # Values.
+    "--model.inner_steps lots": "model.inner_steps=lots: must be a whole number",
+    "--model.inner_steps": "model.inner_steps: no value follows",
+    "--model.compile maybe": "must be true or false",
+    "--model.clip_norm big": "must be a number or null",
+    "--model.weight_bounds [1,2,3]": "must be 2 values such as [0.5, 2.0]",
+    "--data.known_classes [a,b]": "must be a list such as [0, 1] or null",
+    "--trainer.deterministic maybe": "must be warn, true or false or null",
+    "--trainer.plugins x": "a cluster's environment",
+    "--trainer wandb": "trainer has options of its own",
+    # Names of classes.
+    "--model.backbone wideresnet": "did you mean WideResNet?",
+    "--data cifar": "did you mean Cifar10?",
+    "--data ./photos": "there are Cifar10",
+    "--model.influence exact": "did you mean ExactLastLayer?",
+    "--model.algorithm null": "must be one of FixMatch",
+    "--model.backbone my_net.Net": "there is no module my_net",
+    "--model.backbone torch.nn.Linear": "not a class that fits here",
+    "--model.optimizer torch.optim.Adm": "torch.optim has no Adm; did you mean Adam?",
+    "--model.optimizer.lr 0.1": "Give --model.optimizer NAME before it",
+    "--model.labeled_augmentation [Cutot]": "did you mean Cutout?",
+    "--model.labeled_augmentation Cutout": "must be a list, [Cutout]",
+    "--model.algorithm.strong.size 3": "Give --model.algorithm.strong NAME before it",
+    "--model.algorithm.strong RandAugmnt": "model.algorithm.strong=RandAugmnt: no such name; did you mean RandAugment?",
+    "--trainer.logger [WandbLogger,Foo]": "there are CSVLogger",
+    "--trainer.logger CSVLogger": "every run writes metrics.csv",
+    "--trainer.callbacks EarlyStopping": "EarlyStopping needs it: --trainer.callbacks.monitor VALUE",
+    "--model.algorithm.help=UDAA": "did you mean UDA?",
+}
+
+
+def said(capsys, *arguments):
+    assert main(["fit", *arguments]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("error: ")
+    assert line.count("\n") == 1
+    assert not any(word in line for word in JARGON), line
+    return line
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("typed", ANSWERS)
+def test_a_slip_of_the_keyboard(typed, capsys):
+    recipe = [] if typed == "digits_uda" else ["--config", "digits_uda"]
+    assert ANSWERS[typed] in said(capsys, *recipe, *typed.split())
+
+
+@pytest.mark.parametrize("typed", ["", "--model.backbone MLP", "--data.num_labeled 3"])
+def test_no_recipe(typed, capsys):
+    line = said(capsys, *typed.split())
+    assert "--config: missing" in line
+    assert "`ssl-weighting recipes`" in line
+
+
+RECIPES = {
+    "data: Digits\ntrainer: {}\n": "model.backbone: missing from the recipe; there are MLP",
+    "data: {class_path: Digits, init_args: {num_validaton: 20}}\n": "did you mean data.num_validation?",
+    "data: Digits\nmodel: {algorithm: {class_path: UDAA}, backbone: MLP}\n": "model.algorithm=UDAA: no such name",
+    "data: Digits\nmodel: {algorithm: UDA, backbone: MLP, innr_steps: 4}\n": "did you mean model.inner_steps?",
+    "data: Digits\nmodel: {algorithm: UDA, backbone: MLP, inner_steps: lots}\n": "must be a whole number",
+}
+
+
+@pytest.mark.parametrize("text", RECIPES)
+def test_a_slip_in_a_recipe(text, tmp_path, capsys):
+    path = tmp_path / "own.yaml"
+    path.write_text(text)
+    assert RECIPES[text] in said(capsys, "--config", str(path))
