@@ -46,12 +46,15 @@ from ssl_weighting.influence.base import ThetaStep
 from ssl_weighting.row_file import RowFile
 from ssl_weighting.rules import BiasCorrection, WeightOptimizer, make_rule
 from ssl_weighting.schedules import Schedule, make_schedule
+from ssl_weighting.snapshot import Snapshot
 from ssl_weighting.terms import LossTerm, Objective
 from ssl_weighting.weights import ExampleRecord, ExampleWeights, Happened, row_defaults
 
 OptimizerCallable = Callable[[Iterable], Optimizer]
 Weighting = Literal["per_example", "single", "fixed"]
 Storage = Literal["memory", "sharded", "disk"]
+Guess = tuple[Tensor, Tensor, Tensor | None]
+"""What unlabelled examples are compared to: rows of Λ (B,), target (B, C) and confidence (B,)."""
 
 SAMPLE = 2**20
 """Most unlabelled examples that statistics look at: of more, an even sample is taken."""
@@ -224,9 +227,12 @@ class SSLModule(LightningModule):
     def _theta_step(self, batch: dict[str, Examples], batch_idx: int) -> None:
         """θ ← θ − α ∇_θ L(D', U', θ, Λ), line 5 (Eq. 3)."""
         optimizer = cast(LightningOptimizer, self.optimizers())
-        if self.nonfinite == "skip" and batch_idx % self.accumulate == 0:
-            self._statistics_before = [buffer.clone() for buffer in self.model.buffers()]
+        if batch_idx % self.accumulate == 0:
+            self._guesses: list[Guess] = []
+            if self.nonfinite == "skip":
+                self._before = Snapshot(self.model, self.algorithm, self.labeled_augmentation)
         objective = self._objective(batch)
+        self._guesses += _guesses_of(objective)
         losses = [
             term.loss(weights) for term, weights in zip(objective.terms, objective.weights, strict=True)
         ]
@@ -236,12 +242,15 @@ class SSLModule(LightningModule):
             self._finite.see(self.global_step, seen)
             if self.device.type == "cpu":
                 self._finite.check()
+        else:
+            self._before.see(loss)
         self.manual_backward(loss / self.accumulate)
         if (batch_idx + 1) % self.accumulate:
             return
-        if self.nonfinite == "skip" and not self._gradient_is_finite():
+        if self.nonfinite == "skip" and not self._before.stays_finite(self._gradients()):
             self._skip_theta_step(optimizer)
             return
+        self._note(self._guesses)
         if self.influence.records_steps and self.learns_weights:
             self.influence.record_step(self._about_to_be_made(optimizer.optimizer, objective))
         if self.clip_norm is not None:
@@ -255,15 +264,13 @@ class SSLModule(LightningModule):
             self.algorithm.after_step(partial(self._labeled, batch["labeled"]), self._context())
         self._log_theta_step(objective, losses, loss)
 
-    def _gradient_is_finite(self) -> bool:
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        return bool(torch.stack(torch._foreach_norm(gradients)).isfinite().all())
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self.model.parameters() if p.grad is not None]
 
     def _skip_theta_step(self, optimizer: LightningOptimizer) -> None:
-        """Count the step and leave θ, the optimiser's state and batch norm's statistics as they were."""
+        """Count the step and leave θ, the optimiser's state, the method's and batch norm's statistics as they were."""
         self.skipped += 1
-        for buffer, before in zip(self.model.buffers(), self._statistics_before, strict=True):
-            buffer.copy_(before)
+        self._before.restore()
         optimizer.zero_grad()  # a parameter without a gradient does not move
         optimizer.step()
         cast(LRScheduler, self.lr_schedulers()).step()
@@ -325,6 +332,7 @@ class SSLModule(LightningModule):
         self._finite.see(self.global_step, {"the influence": gradient.sum()})
         self._finite.check()  # before Λ moves
         self.weights.step(index, gradient)  # line 12
+        self._note(_guesses_of(objective))
         self.record.moved(index, gradient)
         self._log_weight_step(index, gradient, validation)
 
@@ -332,10 +340,12 @@ class SSLModule(LightningModule):
         """L(D', U', θ, Λ): the method's loss terms, and the λ of their examples."""
         labeled, unlabeled = self._shown(batch["labeled"], batch["unlabeled"])
         terms = self.algorithm.loss_terms(self.model, labeled, unlabeled, self._context())
-        for term in terms:
-            if term.index is not None and term.head == "classifier":
-                self.record.saw(term.index, term.target, term.confidence)
         return Objective(terms, [None if t.index is None else self.weights.gather(t.index) for t in terms])
+
+    def _note(self, guesses: list[Guess]) -> None:
+        """Record what unlabelled examples were compared to, in a step that was made."""
+        for index, target, confidence in guesses:
+            self.record.saw(index, target, confidence)
 
     def _inner_steps_are_done(self) -> bool:
         """Whether the warm-up is over and N θ steps have passed since the last Λ step."""
@@ -754,3 +764,11 @@ class SSLModule(LightningModule):
                 self.weights.file.open_at(checkpoint["global_step"])
             self.trainer.strategy.barrier("weights.rows")
             self.weights.file.open_at(checkpoint["global_step"])
+
+
+def _guesses_of(objective: Objective) -> list[Guess]:
+    return [
+        (term.index, term.target, term.confidence)
+        for term in objective.terms
+        if term.index is not None and term.head == "classifier"
+    ]
