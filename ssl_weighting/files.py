@@ -43,3 +43,13 @@ def unwritable(path: Path | str, error: OSError) -> str:
         f"{path}: cannot be written ({os.strerror(error.errno or 0)}); what was there before is kept. Mend that, and "
         "the same command with --ckpt_path last goes on from the last checkpoint"
     )
+
+
+def git_lfs_pointer(folder: str) -> str | None:
+    """Name of the first file in a folder that git-lfs has not fetched; ``None`` if there is none, or no such folder."""
+    files = sorted(path for path in Path(folder).glob("*") if path.is_file()) if Path(folder).is_dir() else []
+    for path in files:
+        with path.open("rb") as file:
+            if file.read(40).startswith(b"version https://git-lfs."):
+                return path.name
+    return None

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ssl_weighting.backbones.base import Classifier
+from ssl_weighting.data.base import SSLData
 from ssl_weighting.errors import NonFiniteError, UnsolvedError, UserError
 from ssl_weighting.influence.base import Influence, ThetaStep
 from ssl_weighting.terms import LossTerm, Objective
@@ -47,6 +48,34 @@ def check_precision(precision: object) -> None:
         raise UserError(
             f"trainer.precision={precision}: float16 scales the loss, and under manual optimisation Lightning would "
             "clip the scaled gradients; use bf16-mixed or 32-true"
+        )
+
+
+def check_classes(num_classes: int, data: SSLData) -> None:
+    """Refuse a head with more or fewer outputs than the data has classes.
+
+    Raises:
+        UserError: With both numbers.
+    """
+    if num_classes != data.num_classes:
+        raise UserError(
+            f"model.num_classes={num_classes}: the data has {data.num_classes} classes; "
+            f"give num_classes={data.num_classes}"
+        )
+
+
+def check_vocabulary(backbone: nn.Module, data: SSLData) -> None:
+    """Refuse a tokenizer that is not the encoder's: where it knows more word pieces, or fewer than half as many.
+
+    Raises:
+        UserError: With both numbers.
+    """
+    known, expected = getattr(data, "vocabulary_size", None), getattr(backbone, "vocabulary_size", None)
+    if known and expected and not expected / 2 <= known <= expected:
+        raise UserError(
+            f"data.tokenizer={getattr(data, 'tokenizer_name', None)}: knows {known} word pieces, and the encoder "
+            f"{expected}: its files (tokenizer.json or vocab.txt) are missing or another encoder's; put the encoder's "
+            "own into its folder"
         )
 
 

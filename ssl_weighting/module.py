@@ -33,7 +33,9 @@ from ssl_weighting.fsdp import FullySharded, shard
 from ssl_weighting.guards import (
     FEW,
     FiniteGuard,
+    check_classes,
     check_precision,
+    check_vocabulary,
     fits,
     require,
     require_compiler,
@@ -489,6 +491,8 @@ class SSLModule(LightningModule):
         data = self._data()
         data.training_batches = self._training_batches
         check_precision(self.trainer.precision)
+        check_classes(self.num_classes, data)
+        check_vocabulary(self.model.backbone, data)
         if stage == "fit" and self.trainer.max_steps < 1:
             raise UserError(
                 f"trainer.max_steps={self.trainer.max_steps}: say how many θ steps to train, at least 1"

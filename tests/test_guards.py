@@ -144,6 +144,13 @@ class Careless(FixMatch):
         return super().loss_terms(model, labeled, unlabeled, context)
 
 
+@pytest.mark.parametrize("classes", [2, 9, 11])
+def test_a_head_of_more_or_fewer_classes(classes):
+    model = SSLModule(classes, SmallConvNet(1, channels=(4, 4)), UDA(), warmup_steps=100)
+    expected = f"model.num_classes={classes}: the data has 10 classes; give num_classes=10"
+    assert refusal(model) == expected
+
+
 @pytest.mark.parametrize("influence", [RelativeInfluence, TruncatedUnroll])
 def test_trying_out_leaves_no_trace(influence):
     model = module(influence(), Careless(strong=[CTAugment()]), influence_batchnorm="train")

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from ssl_weighting.backbones.base import Backbone
 from ssl_weighting.errors import UserError
+from ssl_weighting.files import git_lfs_pointer
 from ssl_weighting.terms import Inputs
 
 BUCKET_SAVING = 0.05
@@ -65,6 +66,7 @@ class Transformer(Backbone):
         self.encoder, missing = _pretrained(name, layers)
         config = self.encoder.config
         self.feature_dim = int(config.hidden_size)
+        self.vocabulary_size = int(getattr(config, "vocab_size", 0))
         self.spread = float(getattr(config, "initializer_range", 0.02))
         self.max_length = int(getattr(config, "max_position_embeddings", 0) or 10**9)
         self.max_buckets, self.pooling = max_buckets, pooling
@@ -208,11 +210,16 @@ def _pretrained(name: str, layers: int | None) -> tuple[Any, bool]:
             output_loading_info=True,
             **({} if layers is None else {"num_hidden_layers": layers}),
         )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except Exception as error:  # the libraries beneath raise whatever a damaged file makes of them
         reason = " ".join(f"{type(error).__name__}: {error}".split()).split(". ")[0]
+        if pointer := git_lfs_pointer(name):
+            raise UserError(
+                f"model.backbone.name={name}: its {pointer} is a pointer of git-lfs, not the file itself; get it with "
+                "`git lfs pull`"
+            ) from None
         raise UserError(
             f"model.backbone.name={name}: no encoder to be had ({reason[:160]}); give a folder that holds config.json "
-            "and model.safetensors, or a name on the Hugging Face hub while the network is there"
+            "and a whole model.safetensors, or a name on the Hugging Face hub while the network is there"
         ) from None
     missing = [key for key in report["missing_keys"] if "pooler" not in key]
     if missing:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ssl_weighting.data.image_pixels import ENDINGS
 from ssl_weighting.data.tables import ENDINGS as TABLES
-from ssl_weighting.data.tables import read_table
+from ssl_weighting.data.tables import read_table, table_ending
 from ssl_weighting.errors import UserError
 
 HIDDEN = (".", "@")
@@ -258,7 +258,7 @@ def _of_folder(where: Path, key: str, without: tuple[Path, ...], notes: list[str
 
 
 def _of_table(where: Path, key: str) -> list[NamedImage]:
-    if where.suffix.lower() not in TABLES:
+    if table_ending(where) is None:
         kind = (
             f"not a folder, nor a table ({', '.join(TABLES)})"
             if where.exists()

@@ -2,22 +2,44 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.json
 import pyarrow.parquet as pq
-import torch
-from torch import Tensor
 
 from ssl_weighting.data.files import one_line
-from ssl_weighting.errors import DataWarning, UserError
+from ssl_weighting.data.labels import as_names, without_pool_marks
+from ssl_weighting.data.text_files import COMPRESSED, Choice, TextFile, read_delimited, read_json
+from ssl_weighting.errors import UserError
 
-ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
+ENDINGS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+NAME_COLUMNS = "name yours with --data.text_column and --data.label_column"
+
+
+class Column(NamedTuple):
+    """A column that is wanted.
+
+    Attributes:
+        name: Its name; one that differs by case or blanks is taken where there is no other.
+        mend: What to do where it is missing.
+        is_label: Whether it holds labels, not texts.
+    """
+
+    name: str
+    mend: str
+    is_label: bool = False
+
+
+def table_ending(path: Path) -> str | None:
+    """What kind of table a file is by its name: one of ``ENDINGS``, whatever its case and compression."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSED:
+        suffixes.pop()
+        return suffixes[-1] if suffixes and suffixes[-1] in ENDINGS[:-1] else None
+    return suffixes[-1] if suffixes and suffixes[-1] in ENDINGS else None
 
 
 def read_table(
@@ -25,9 +47,10 @@ def read_table(
     split: str,
     text: str,
     label: str,
-    mend: str = "name yours with --data.text_column and --data.label_column",
+    mend: str = NAME_COLUMNS,
+    known: Sequence[str] | None = None,
 ) -> pa.Table:
-    """Texts and labels of a file, or of a split on the hub.
+    """Texts and labels of a file, or of a split on the hub; every row, in order.
 
     Args:
         name: A file, or a name on the hub.
@@ -35,67 +58,135 @@ def read_table(
         text: Column of the texts; comes back as strings, without missing ones.
         label: Column of the labels; comes back as strings, null where there is none.
         mend: What to do where a column is missing.
+        known: The classes, where training data have decided on them.
 
     Raises:
         UserError: If there is no such file or set, it cannot be read, or it lacks a column.
     """
-    path = Path(name).expanduser()
-    if path.suffix in ENDINGS or path.is_file():
-        table = _from_file(path, split, text, label)
+    path, key = Path(name).expanduser(), f"data.{split}={name}"
+    if text == label:
+        raise UserError(f"{key}: the column {text!r} cannot hold both the texts and the labels; {mend}")
+    columns = (Column(text, mend), Column(label, mend, is_label=True))
+    if table_ending(path) or path.is_file():
+        texts, labels = read_columns(path, key, columns)
     else:
-        mend = f"give a file, ending in one of {', '.join(ENDINGS)}"
-        table = from_hub(name, split, f"data.{split}={name}", mend)
-    for column in (text, label):
-        if column not in table.column_names:
-            raise UserError(
-                f"data.{split}={name}: has no column {column!r} but {', '.join(table.column_names)}; {mend}"
-            )
-    texts = table[text].combine_chunks()
+        instead = f"give a file, ending in one of {', '.join(ENDINGS)}"
+        texts, labels = _of_table(from_hub(name, split, key, instead), key, columns)
+    return pa.table({text: texts, label: without_pool_marks(labels, f"{key}: the column {label!r}", known)})
+
+
+def read_column(path: Path, column: str, key: str) -> pa.Array:
+    """One column of a file as strings, in the file's order, whatever other columns there are.
+
+    Args:
+        path: The file.
+        column: Its name.
+        key: What the file was given as, for messages.
+
+    Raises:
+        UserError: If there is no such file or column, it cannot be read, or holds no texts.
+    """
+    return read_columns(path, f"{key}={path}", (Column(column, "rename the one that is meant"),))[0]
+
+
+def column_names(path: Path, key: str) -> list[str]:
+    """Names of a file's columns.
+
+    Args:
+        path: The file.
+        key: What it was given as, for messages: option and value.
+
+    Raises:
+        UserError: If there is no such file, or it cannot be read.
+    """
+    names: list[str] = []
+
+    def remember(found: Sequence[str]) -> list[int]:
+        names.extend(found)
+        return []
+
+    _from_file(path, key, remember)
+    return names
+
+
+def read_columns(path: Path, key: str, columns: Sequence[Column]) -> list[pa.Array]:
+    """Columns of a file, every row, in order.
+
+    Args:
+        path: The file.
+        key: What it was given as, for messages: option and value.
+        columns: Those that are wanted, texts first.
+
+    Returns:
+        Large strings (n,) for each: texts without missing ones, labels as
+        :func:`~ssl_weighting.data.labels.as_names` has them.
+
+    Raises:
+        UserError: If there is no such file, it cannot be read, or it lacks a column.
+    """
+    found = _from_file(path, key, lambda names: [_place(names, column, key) for column in columns])
+    return [_checked(values, column, key) for values, column in zip(found, columns, strict=True)]
+
+
+def _of_table(table: pa.Table, key: str, columns: Sequence[Column]) -> list[pa.Array]:
+    places = [_place(table.column_names, column, key) for column in columns]
+    return [_checked(table.column(place), column, key) for place, column in zip(places, columns, strict=True)]
+
+
+def _place(names: Sequence[str], column: Column, key: str) -> int:
+    """Where a column is: by its name, or one that differs by case and blanks alone."""
+    places = [i for i, name in enumerate(names) if name == column.name]
+    places = places or [
+        i for i, name in enumerate(names) if name.strip().lower() == column.name.strip().lower()
+    ]
+    if len(places) > 1:
+        raise UserError(f"{key}: {len(places)} of its columns are called {column.name!r}; rename all but one")
+    if not places:
+        listed = ", ".join(name or "''" for name in names[:20]) + (", ..." if len(names) > 20 else "")
+        raise UserError(f"{key}: has no column {column.name!r} but {listed}; {column.mend}")
+    return places[0]
+
+
+def _checked(values: pa.ChunkedArray, column: Column, key: str) -> pa.Array:
+    what = f"{key}: the column {column.name!r}"
+    if column.is_label:
+        return as_names(values, what)
+    texts = values.combine_chunks()
+    if pa.types.is_dictionary(texts.type):
+        texts = texts.dictionary_decode()
+    if pa.types.is_null(texts.type) or pa.types.is_binary(texts.type) or pa.types.is_large_binary(texts.type):
+        try:
+            texts = texts.cast(pa.large_string())
+        except pa.ArrowException:
+            raise UserError(f"{what} holds bytes that are no UTF-8; write texts") from None
     if not (pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type)):
-        raise UserError(f"data.text_column={text}: holds {texts.type}, not texts; name another column")
-    labels = _as_strings(table[label])
-    return pa.table(
-        {
-            text: pc.fill_null(texts.cast(pa.large_string()), ""),
-            label: _composed(labels, f"data.{split}={name}"),
-        }
-    )
+        raise UserError(f"{what} holds {texts.type}, not texts; {column.mend}")
+    return pc.fill_null(texts.cast(pa.large_string()), "")
 
 
-def _composed(labels: pa.Array, what: str) -> pa.Array:
-    """Labels in Unicode's composed form: é is one letter, however it was typed."""
-    composed = pc.utf8_normalize(labels, form="NFC")
-    if len(pc.unique(composed)) < len(pc.unique(labels)):
-        twice = pc.filter(composed, pc.not_equal(composed, labels))[0].as_py()
-        warnings.warn(
-            f"{what}: the label {twice!r} stands there in different Unicode forms, which are one class",
-            DataWarning,
-            stacklevel=2,
-        )
-    return composed
-
-
-def _from_file(path: Path, split: str, text: str, label: str) -> pa.Table:
+def _from_file(path: Path, key: str, choose: Choice) -> list[pa.ChunkedArray]:
+    ending = table_ending(path)
     try:
-        if path.suffix == ".parquet":
-            return pq.read_table(path)
-        if path.suffix == ".jsonl":
-            return pyarrow.json.read_json(path)
-        if path.suffix in (".csv", ".tsv"):
-            return pyarrow.csv.read_csv(
-                path,
-                parse_options=pyarrow.csv.ParseOptions(
-                    delimiter="\t" if path.suffix == ".tsv" else ",", newlines_in_values=True
-                ),
-                convert_options=pyarrow.csv.ConvertOptions(
-                    column_types={text: pa.large_string(), label: pa.large_string()}
-                ),
-            )
+        if ending == ".parquet":
+            return _read_parquet(path, choose)
+        if ending in (".json", ".jsonl"):
+            return read_json(TextFile(path, key), choose)
+        if ending in (".csv", ".tsv"):
+            return read_delimited(TextFile(path, key), "\t" if ending == ".tsv" else ",", choose)
     except FileNotFoundError:
-        raise UserError(f"data.{split}={path}: no such file") from None
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"data.{split}={path}: cannot be read ({one_line(error)[:160]})") from None
-    raise UserError(f"data.{split}={path}: ends in none of {', '.join(ENDINGS)}")
+        raise UserError(f"{key}: no such file") from None
+    except (OSError, UnicodeError, pa.ArrowException) as error:
+        raise UserError(f"{key}: cannot be read ({one_line(error)[:160]})") from None
+    kind = "ends in none of" if path.exists() else "no such file; a table ends in"
+    raise UserError(f"{key}: {kind} {', '.join(ENDINGS)}")
+
+
+def _read_parquet(path: Path, choose: Choice) -> list[pa.ChunkedArray]:
+    file = pq.ParquetFile(path)
+    names = file.schema_arrow.names
+    places = choose([name.strip() for name in names])
+    table = file.read(columns=[names[place] for place in places])
+    return [table.column(names[place]) for place in places]
 
 
 def from_hub(name: str, split: str, key: str, mend: str) -> pa.Table:
@@ -130,52 +221,3 @@ def from_hub(name: str, split: str, key: str, mend: str) -> pa.Table:
             values = pc.take(names, pc.if_else(pc.less(values, 0), None, values))
         columns[column] = values
     return pa.table(columns)
-
-
-def _as_strings(labels: pa.ChunkedArray) -> pa.Array:
-    values = labels.combine_chunks()
-    if pa.types.is_dictionary(values.type):
-        values = values.dictionary_decode()
-    if pa.types.is_floating(values.type):  # whole numbers with holes in between, as pandas writes them
-        whole = pc.if_else(pc.is_nan(values), None, values)
-        if pc.all(pc.equal(whole, pc.floor(whole))).as_py() is not False:
-            values = whole.cast(pa.int64())
-    numbers = pa.types.is_integer(values.type)
-    strings = pc.utf8_trim_whitespace(values.cast(pa.large_string()))
-    missing = pc.equal(strings, "")
-    if numbers or pc.all(pc.match_substring_regex(strings, r"^(-?\d+)?$")).as_py() is not False:
-        missing = pc.or_(missing, pc.equal(strings, "-1"))
-    return pc.if_else(pc.fill_null(missing, True), None, strings)
-
-
-def label_names(table: pa.Table, label: str, key: str) -> tuple[str, ...]:
-    """The different labels, numbers in rising order, words in the alphabet's.
-
-    Raises:
-        UserError: If there are fewer than two.
-    """
-    names = [name for name in pc.unique(table[label].combine_chunks()).to_pylist() if name is not None]
-    if len(names) < 2:
-        raise UserError(
-            f"data.{key}: the column {label!r} holds {len(names)} different label{'s' * (len(names) != 1)}"
-            f"{': ' * bool(names)}{', '.join(names)}; give texts of at least 2 classes"
-        )
-    try:
-        return tuple(sorted(names, key=int))
-    except ValueError:
-        return tuple(sorted(names))
-
-
-def labels_of(table: pa.Table, label: str, names: Sequence[str], key: str) -> Tensor:
-    """Labels as numbers of their names, (n,) int64; −1 where there is none.
-
-    Raises:
-        UserError: If one is not among the names.
-    """
-    column = table[label].combine_chunks()
-    numbers = pc.index_in(column, pa.array(names, pa.large_string()))
-    unknown = pc.and_(pc.is_null(numbers), pc.is_valid(column))
-    if pc.any(unknown).as_py():
-        strange = pc.filter(column, unknown)[0].as_py()
-        raise UserError(f"data.{key}: label {strange!r} is not among those of data.train: {', '.join(names)}")
-    return torch.from_numpy(pc.fill_null(numbers, -1).cast(pa.int64()).to_numpy(zero_copy_only=False).copy())

@@ -7,16 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from ssl_weighting.augment import RandomFlipCrop
 from ssl_weighting.data.base import InMemory, Inputs, Source, SSLData
 from ssl_weighting.data.duplicates import Contents, of_tensor
+from ssl_weighting.data.files import one_line
+from ssl_weighting.data.labels import class_numbers
 from ssl_weighting.errors import UserError
 
-Examples = tuple[Tensor | Dataset[Any], Tensor]
+Examples = tuple[Tensor | Dataset[Any], Any]
 
 
 class DatasetSource:
@@ -33,7 +34,14 @@ class DatasetSource:
     def fetch(self, rows: Tensor) -> Inputs:
         """The items' inputs, collated."""
         items = [self.dataset[row] for row in rows.tolist()]
-        return default_collate([item[0] if isinstance(item, (tuple, list)) else item for item in items])
+        inputs = [item[0] if isinstance(item, (tuple, list)) else item for item in items]
+        try:
+            return default_collate(inputs)
+        except (TypeError, RuntimeError) as error:
+            raise UserError(
+                f"data.inputs: items of the data set make no batch ({one_line(error)[:160]}); give tensors or arrays of "
+                "one shape"
+            ) from None
 
     def checksum(self) -> str:
         """sha256 over type, length and labels; the items are not read."""
@@ -51,7 +59,8 @@ class TensorData(SSLData):
 
     Args:
         inputs: (n, ...) or a data set of n items. uint8 counts as pixels and becomes float32 in [0, 1].
-        labels: (n,) int64, classes from 0, −1 where unknown: those are the pool.
+        labels: (n,) class numbers from 0, as a tensor, an array, a list or a pandas column; −1, NaN or ``None`` where
+            unknown: those are the pool. Truth values count as 0 and 1.
         test: Test inputs and their labels, or nothing.
         class_names: Default: the numbers.
         augmentations: Views by name, functions of a batch on the device. Default, for images: ``weak``, mirror and
@@ -71,7 +80,7 @@ class TensorData(SSLData):
     def __init__(
         self,
         inputs: Tensor | Dataset[Any],
-        labels: Tensor,
+        labels: Any,
         test: Examples | None = None,
         class_names: Sequence[str] | None = None,
         augmentations: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
@@ -81,10 +90,19 @@ class TensorData(SSLData):
         num_validation: int | None = None,
         **kwargs: Any,
     ) -> None:
-        labels = torch.as_tensor(labels, dtype=torch.int64)
-        count = int(labels.max()) + 1 if len(labels) else 0
+        labels = class_numbers(labels, "data.inputs")
+        count = int(labels.max()) + 1 if labels.numel() else 0
+        if class_names is None and count > max(2, labels.numel()):
+            raise UserError(
+                f"data.inputs: labels go up to {count - 1}, and there are {labels.numel()}; number the classes from 0, "
+                "and give -1 where unknown"
+            )
         self.all_class_names = list(map(str, range(count))) if class_names is None else list(class_names)
         self.train = _checked("inputs", inputs, labels, len(self.all_class_names))
+        if len(self.all_class_names) < 2:
+            raise UserError(
+                "data.inputs: the labels hold fewer than 2 classes; give examples of at least 2, numbered from 0"
+            )
         self.test = test if test is None else _checked("test", *test, len(self.all_class_names))
         self.has_test = test is not None
         self.mean, self.std = mean, std
@@ -102,8 +120,8 @@ class TensorData(SSLData):
         return of_tensor(source.inputs, source.labels) if isinstance(source, InMemory) else None
 
 
-def _checked(name: str, inputs: Tensor | Dataset[Any], labels: Tensor, classes: int) -> Source:
-    labels = torch.as_tensor(labels, dtype=torch.int64).cpu()
+def _checked(name: str, inputs: Tensor | Dataset[Any], labels: Any, classes: int) -> Source:
+    labels = class_numbers(labels, f"data.{name}")
     length = len(inputs)  # type: ignore[arg-type]  # a map-style data set has one
     if labels.shape != (length,):
         raise UserError(
@@ -113,6 +131,10 @@ def _checked(name: str, inputs: Tensor | Dataset[Any], labels: Tensor, classes: 
         raise UserError(f"data.{name}: labels must be from 0 to {classes - 1}, or -1 where unknown")
     if not isinstance(inputs, Tensor):
         return DatasetSource(inputs, labels)
+    if inputs.requires_grad:
+        raise UserError(
+            f"data.{name}: the inputs require a gradient, which nothing here takes; give inputs.detach()"
+        )
     if inputs.is_floating_point() and not inputs.isfinite().all():
         bad = (~inputs.reshape(length, -1).isfinite().all(1)).nonzero().flatten()
         raise UserError(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from abc import abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -15,8 +17,9 @@ from torch import Tensor, nn
 from ssl_weighting.augment.tf_idf import TfIdf
 from ssl_weighting.data.base import Inputs, Source, SSLData, View
 from ssl_weighting.data.duplicates import Contents, find_copies, of_texts, without_copies
+from ssl_weighting.data.labels import label_names, numbers_of
 from ssl_weighting.data.paraphrases import read_paraphrases
-from ssl_weighting.data.tables import label_names, labels_of, read_table
+from ssl_weighting.data.tables import read_table
 from ssl_weighting.data.tokens import (
     TokenizedTexts,
     WordPieces,
@@ -24,8 +27,12 @@ from ssl_weighting.data.tokens import (
     digest,
     load_tokenizer,
     tokenized,
+    unknown_share,
 )
-from ssl_weighting.errors import UserError
+from ssl_weighting.errors import DataWarning, UserError
+
+MOST_UNKNOWN = 0.3
+"""Share of words unknown to the tokenizer above which something is wrong."""
 
 
 class LabeledTexts(NamedTuple):
@@ -162,6 +169,11 @@ class TextData(SSLData):
             UserError: If they are not there, or damaged.
         """
 
+    @property
+    def vocabulary_size(self) -> int | None:
+        """Word pieces that the tokenizer knows; ``None`` before texts are loaded."""
+        return None if self._tokenizer is None else len(self._tokenizer)
+
     def prepare_data(self) -> None:
         """Read and tokenise on one process a node, before all of them load."""
         self.load(train=True)
@@ -190,6 +202,14 @@ class TextData(SSLData):
         if self._word_pieces is None:
             self._word_pieces = WordPieces(self._tokenizer, self.max_length, self.keep)
         tokens = tokenized(data.texts, self._tokenizer, self.cache, what)
+        unknown = unknown_share(tokens, self._tokenizer)
+        if unknown > MOST_UNKNOWN:
+            warnings.warn(
+                f"data.tokenizer={self.tokenizer_name}: does not know {unknown:.0%} of the words of the {what}, which "
+                "all look the same to the encoder; give the encoder's own tokenizer, or an encoder for this language",
+                DataWarning,
+                stacklevel=2,
+            )
         pieces = self._word_pieces
         return TextSource(data, tokens, pieces.add(tokens), pieces.size, pieces.room, pieces.keep_end)
 
@@ -246,10 +266,13 @@ def _paraphrased(inputs: Inputs) -> Inputs:
 
 
 class Text(TextData):
-    """Your own texts. Rows with an empty or missing label (or −1, if labels are numbers) are the unlabelled pool.
+    """Your own texts. Rows with an empty label are the unlabelled pool.
 
-    Files end in ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet``; a name that is no file is one of the Hugging Face
-    hub, of which the split is taken that each argument is named by.
+    Files end in ``.csv``, ``.tsv``, ``.jsonl``, ``.json`` or ``.parquet``, all but the last with ``.gz``, ``.bz2``,
+    ``.zst`` or ``.lz4`` behind it where they are compressed; a name that is no file is one of the Hugging Face hub, of
+    which the split is taken that each argument is named by. See :mod:`ssl_weighting.data.labels` for what a label
+    means, and :mod:`ssl_weighting.data.text_files` for how texts are read; what is read
+    otherwise than it stands there is said.
 
     Args:
         train: Training texts.
@@ -276,10 +299,11 @@ class Text(TextData):
         self.train_name, self.text_column, self.label_column = train, text_column, label_column
         self.test_name = train if test is None and not Path(train).suffix else test
         self.has_test = self.test_name is not None
-        self._train = self._read(
-            "train", train
-        )  # the network has an output for each class: they are needed now
-        self.all_class_names = label_names(self._train, label_column, "train")
+        self._train = self._read("train", train)
+        # The network has an output for each class: they are needed now.
+        self.all_class_names = label_names(
+            self._train[label_column].combine_chunks(), f"data.train={train}: the column {label_column!r}"
+        )
         super().__init__(num_labeled=num_labeled, num_validation=num_validation, **kwargs)
 
     def distinct_labels(self) -> Tensor:
@@ -294,15 +318,35 @@ class Text(TextData):
         assert isinstance(source, TextSource)
         return of_texts(source.data.texts, source.labels)
 
-    def _read(self, split: str, name: str) -> pa.Table:
-        return read_table(name, split, self.text_column, self.label_column)
+    def _read(self, split: str, name: str, known: Sequence[str] | None = None) -> pa.Table:
+        table = read_table(name, split, self.text_column, self.label_column, known=known)
+        _look_for_empty(table[self.text_column], f"data.{split}={name}")
+        return table
 
     def read(self, train: bool) -> LabeledTexts:
         """See :meth:`TextData.read`."""
         if train:
-            table, key = self._train, "train"
+            table, key = self._train, f"data.train={self.train_name}"
         else:
             assert self.test_name is not None
-            table, key = self._read("test", self.test_name), "test"
-        labels = labels_of(table, self.label_column, self.all_class_names, key)
+            table, key = (
+                self._read("test", self.test_name, self.all_class_names),
+                f"data.test={self.test_name}",
+            )
+        labels = numbers_of(table[self.label_column].combine_chunks(), self.all_class_names, key)
         return LabeledTexts(pc.utf8_trim_whitespace(table[self.text_column].combine_chunks()), labels)
+
+
+def _look_for_empty(texts: pa.ChunkedArray, what: str) -> None:
+    """Say how many texts are empty.
+
+    Raises:
+        UserError: If all are.
+    """
+    empty = pc.sum(pc.equal(pc.utf8_trim_whitespace(texts), "")).as_py() or 0
+    if empty and empty == len(texts):
+        raise UserError(
+            f"{what}: all {len(texts)} texts are empty; name their column with --data.text_column"
+        )
+    if empty:
+        warnings.warn(f"{what}: {empty} of {len(texts)} texts are empty", DataWarning, stacklevel=2)

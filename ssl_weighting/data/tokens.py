@@ -21,7 +21,7 @@ from rich.progress import track
 from torch import Tensor
 
 from ssl_weighting.errors import UserError
-from ssl_weighting.files import whole_file
+from ssl_weighting.files import git_lfs_pointer, whole_file
 
 FORMAT = "1"
 CHUNK = 1000
@@ -59,8 +59,13 @@ def load_tokenizer(name: str) -> Any:
     logging.set_verbosity_error()
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except Exception as error:  # the libraries beneath raise whatever a damaged file makes of them
         reason = " ".join(f"{type(error).__name__}: {error}".split()).split(". ")[0]
+        if pointer := git_lfs_pointer(name):
+            raise UserError(
+                f"data.tokenizer={name}: its {pointer} is a pointer of git-lfs, not the file itself; get it with "
+                "`git lfs pull`"
+            ) from None
         raise UserError(
             f"data.tokenizer={name}: no tokenizer to be had ({reason[:160]}); give a folder that holds vocab.txt or "
             "tokenizer.json and config.json, or a name on the Hugging Face hub while the network is there"
@@ -70,6 +75,13 @@ def load_tokenizer(name: str) -> Any:
             f"data.tokenizer={name}: has no fast version, which tells where words end; give another"
         )
     return tokenizer
+
+
+def unknown_share(tokens: TokenizedTexts, tokenizer: Any) -> float:
+    """Share of the words, from 0 to 1, that the tokenizer has no pieces for."""
+    if tokenizer.unk_token_id is None or not len(tokens.words):
+        return 0.0
+    return float((tokens.words == tokenizer.unk_token_id).float().mean())
 
 
 def cache_folder(given: Path | None) -> Path:

@@ -10,6 +10,7 @@ import torch
 
 from ssl_weighting.data.base import SSLData
 from ssl_weighting.errors import UserError
+from ssl_weighting.guards import check_vocabulary
 from ssl_weighting.init.choice import (
     LOOKED_AT,
     Choice,
@@ -83,6 +84,7 @@ def choose_for_texts(source: Path, test: Path | None, encoder: str, device: str)
     )
     module = Text(**choice.data, tokenizer=encoder, split_seed=0)
     set_up(module, choice)
+    check_vocabulary(backbone, module)
     labeled, unlabeled = (8, 16) if device == "cpu" else (32, 96)
     choice.data |= {
         "labeled_batch_size": labeled,

@@ -205,6 +205,27 @@ def test_pickled_weights_are_refused(tiny_bert, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_a_pointer_of_git_lfs(tiny_bert, tmp_path):
+    folder = tmp_path / "bert"
+    shutil.copytree(tiny_bert, folder)
+    (folder / "model.safetensors").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
+    )
+    with pytest.raises(UserError, match=r"its model\.safetensors is a pointer of git-lfs.*`git lfs pull`"):
+        Transformer(str(folder))
+
+
+@pytest.mark.parametrize("length", [0, 7, 500])
+def test_half_a_download(tiny_bert, tmp_path, length):
+    folder = tmp_path / "bert"
+    shutil.copytree(tiny_bert, folder)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:length])
+    with pytest.raises(UserError, match=r"no encoder to be had .*a whole model\.safetensors") as caught:
+        Transformer(str(folder))
+    assert "\n" not in str(caught.value)
+
+
 def test_code_that_comes_with_a_model_is_not_run(tiny_bert, tmp_path):
     folder = tmp_path / "bert"
     shutil.copytree(tiny_bert, folder)

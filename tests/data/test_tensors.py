@@ -87,6 +87,10 @@ def test_images_have_a_weak_view_and_pixels_become_fractions():
     [
         (torch.zeros(89), r"data\.inputs: 90 inputs, and labels of shape \(89,\)"),
         (torch.arange(90) % 3 - 2, "labels must be from 0 to 0, or -1"),
+        (torch.full((90,), -1), "the labels hold fewer than 2 classes"),
+        (torch.arange(90) % 2 * 255, "labels go up to 255, and there are 90; number the classes from 0"),
+        (torch.arange(90) / 2, r"the label 0\.5 is no class number"),
+        (["a", "b", ""] * 30, "labels are words"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(labels, message):
@@ -139,3 +143,22 @@ def test_inputs_that_are_not_finite_are_the_datas_fault(value):
     data.setup()
     with pytest.raises(UserError, match="data: row 59 and 1 more of its batch holds NaN or infinity"):
         data.sets["unlabeled"].__getitems__(list(range(len(data.sets["unlabeled"]))))
+
+
+def test_inputs_that_require_a_gradient():
+    points, labels, _ = blobs(90)
+    with pytest.raises(UserError, match=r"data\.inputs: the inputs require a gradient.*inputs\.detach\(\)"):
+        TensorData(points.requires_grad_(), labels)
+
+
+def test_items_that_make_no_batch():
+    class Unequal(Dataset):
+        def __len__(self):
+            return 90
+
+        def __getitem__(self, row):
+            return torch.zeros(4 + row % 2), 0
+
+    data = TensorData(Unequal(), blobs(90)[1], augmentations={"weak": noisy})
+    with pytest.raises(UserError, match=r"data\.inputs: items of the data set make no batch .* of one shape"):
+        data.load(train=True).fetch(torch.arange(2))

@@ -1,17 +1,23 @@
 """Texts of one's own: files, labels, batches, augmentations and paraphrases."""
 
 import json
+import re
+import shutil
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
+from ssl_weighting.algorithms.uda import UDA
 from ssl_weighting.augment import RandAugment
+from ssl_weighting.backbones.transformer import Transformer
+from ssl_weighting.bench.loop import bare_trainer
 from ssl_weighting.cli import main
 from ssl_weighting.data.paraphrases import read_paraphrases
 from ssl_weighting.data.text import Text
-from ssl_weighting.errors import UserError
+from ssl_weighting.errors import DataWarning, UserError
+from ssl_weighting.module import SSLModule
 
 ROWS = [
     *((f"loved it, great fun {i}", "good") for i in range(12)),
@@ -71,7 +77,7 @@ def test_a_test_file_and_labels_it_must_not_have(tiny_bert, tmp_path):
     data.setup("test")
     assert data.sets["test"].labels.tolist() == [1, 1, 0, 0]
     test.write_text("text,label\nfun,superb\n")
-    with pytest.raises(UserError, match=r"data\.test: label 'superb' is not among"):
+    with pytest.raises(UserError, match=r"data\.test=.*: label 'superb' is not among"):
         made(train, tiny_bert, tmp_path, test=str(test)).setup("test")
 
 
@@ -177,12 +183,12 @@ def test_back_translation_shows_the_rows_own_paraphrase(tiny_bert, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("text,label\na,x\nb,x\n", r"data\.train: the column 'label' holds 1 different label: x"),
+        ("text,label\na,x\nb,x\n", r"data\.train=.*: the column 'label' holds 1 different label: x"),
         (
             "words,label\na,x\nb,y\n",
             r"has no column 'text' but words, label; name yours with --data\.text_column",
         ),
-        ("text,label\na,x,z\n", r"data\.train=.*cannot be read"),
+        ("text,label\na,x,z\n", r"data\.train=.*line 2: has 3 columns and the header 2"),
     ],
 )
 def test_bad_files_are_one_line(tiny_bert, tmp_path, content, message):
@@ -193,6 +199,37 @@ def test_bad_files_are_one_line(tiny_bert, tmp_path, content, message):
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="no such file"):
         made(tmp_path / "none.csv", tiny_bert, tmp_path)
+
+
+def test_a_test_file_that_pandas_wrote_otherwise(tiny_bert, tmp_path):
+    train, test = tmp_path / "train.csv", tmp_path / "test.csv"
+    train.write_text("text,label\n" + "good,1.0\nbad,0.0\n" * 6 + "what,\n" * 4)
+    test.write_text("text,label\nfun,1\ngreat,1\nawful,0\n")
+    assert made(train, tiny_bert, tmp_path, test=str(test)).read(train=False).labels.tolist() == [1, 1, 0]
+
+
+def test_empty_texts(tiny_bert, tmp_path):
+    path = write(tmp_path / "train.csv", [*ROWS, ("", "good"), (" ", None)])
+    with pytest.warns(DataWarning, match="2 of 58 texts are empty"):
+        made(path, tiny_bert, tmp_path)
+    with pytest.raises(
+        UserError, match=r"all 56 texts are empty; name their column with --data\.text_column"
+    ):
+        made(write(tmp_path / "none.csv", [(" ", label) for _, label in ROWS]), tiny_bert, tmp_path)
+
+
+def test_an_encoder_that_lacks_its_tokenizer(tiny_bert, tmp_path, monkeypatch, capsys):
+    path, folder = write(tmp_path / "train.csv", ROWS), tmp_path / "bert"
+    shutil.copytree(tiny_bert, folder, ignore=shutil.ignore_patterns("vocab.txt", "tokenizer*"))
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "--text", str(path), "--encoder", str(folder), "--out", "a.yaml"]) == 2
+    assert re.search(
+        rf"data\.tokenizer={folder}: .*(knows \d+ word pieces|no tokenizer)", capsys.readouterr().err
+    )
+    assert not (tmp_path / "a.yaml").exists()
+    module = SSLModule(3, Transformer(str(tiny_bert)), UDA(threshold=None, strong=["tf_idf"]), warmup_steps=9)
+    with pytest.raises(UserError, match=r"data\.tokenizer=.*|no tokenizer"):
+        bare_trainer(1, "cpu").fit(module, made(path, folder, tmp_path))
 
 
 METHODS = {

@@ -1,10 +1,12 @@
 """Texts as words and back as the tokenizer's own pieces; truncation; the cache."""
 
+import shutil
+
 import pyarrow as pa
 import pytest
 import torch
 
-from ssl_weighting.data.tokens import WordPieces, digest, load_tokenizer, tokenized
+from ssl_weighting.data.tokens import WordPieces, digest, load_tokenizer, tokenized, unknown_share
 from ssl_weighting.errors import UserError
 
 TEXTS = [
@@ -127,3 +129,22 @@ def test_a_missing_tokenizer_is_one_line(tmp_path):
 def test_no_room(tiny_bert):
     with pytest.raises(UserError, match=r"data\.max_length=2"):
         WordPieces(load_tokenizer(str(tiny_bert)), 2, "end")
+
+
+def test_a_pointer_of_git_lfs(tiny_bert, tmp_path):
+    folder = tmp_path / "bert"
+    shutil.copytree(tiny_bert, folder)
+    (folder / "tokenizer.json").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
+    )
+    with pytest.raises(UserError, match=r"its tokenizer\.json is a pointer of git-lfs.*`git lfs pull`"):
+        load_tokenizer(str(folder))
+
+
+@pytest.mark.parametrize(
+    "text", ["a film was good", "\u0444\u0438\u043b\u044c\u043c \u0445\u043e\u0440\u043e\u0448"]
+)
+def test_words_that_the_tokenizer_does_not_know(tiny_bert, tmp_path, text):
+    tokenizer = load_tokenizer(str(tiny_bert))
+    share = unknown_share(tokenized(pa.array([text, ""]), tokenizer, tmp_path, "texts"), tokenizer)
+    assert share == (0 if text.isascii() else 1)
