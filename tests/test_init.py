@@ -211,6 +211,61 @@ def test_texts_to_predictions(here, tiny_bert, monkeypatch):
     assert "a good film, number 0" in table["id"]
 
 
+def test_columns_of_other_names(here, tiny_bert, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(here / "cache"))
+    rows = "".join(
+        f"{i},a {'good' if i % 2 else 'bad'} film {i},x,{i % 2 if i < 16 else ''}\n" for i in range(24)
+    )
+    Path("films.csv").write_text("id,Review,title,sentiment\n" + rows)
+    init = ["init", "--text", "films.csv", "--encoder", str(tiny_bert)]
+    assert main([*init, "--out", "usual.yaml"]) == 0
+    assert "--text-column for another" in " ".join(capsys.readouterr().out.split())
+    assert (
+        recipe("usual.yaml")["data"]["init_args"].items()
+        >= {"text_column": "Review", "label_column": "sentiment"}.items()
+    )
+    assert main(["fit", "--config", "usual.yaml", *BUDGET]) == 0
+    Path("films.csv").write_text("review,content,sentiment\n" + rows.replace(",x,", ","))
+    capsys.readouterr()
+    for options, message in (
+        (
+            [],
+            "films.csv: which column holds the texts? It has review, content, sentiment; name it with --text-column",
+        ),
+        (
+            ["--text-column", "words"],
+            "--text-column words: --text films.csv has no such column but review, content",
+        ),
+        (
+            ["--text-column", "content", "--test", "test.csv"],
+            "--test test.csv: has no column 'content' but text, label",
+        ),
+    ):
+        Path("test.csv").write_text("text,label\na,0\nb,1\n")
+        assert main([*init, *options]) == 2
+        said = capsys.readouterr().err.strip()
+        assert message in said and "\n" not in said
+        assert not Path("films.yaml").exists()
+    assert main([*init, "--text-column", "content", "--out", "given.yaml"]) == 0
+    assert recipe("given.yaml")["data"]["init_args"]["text_column"] == "content"
+
+
+def test_columns_of_a_table_of_images(here, capsys):
+    images(here / "labelled", names=("a1", "b1"))
+    table = here / "files.csv"
+    named = sorted(path.relative_to(here) for path in (here / "labelled").rglob("*.png"))
+    table.write_text("filename;where;species\n" + "".join(f"x;{path};{path.parent.name}\n" for path in named))
+    assert main(["init", "--images", "files.csv"]) == 2
+    assert (
+        "--images files.csv: which column holds the labels? It has filename, where, species"
+        in capsys.readouterr().err
+    )
+    assert main(["init", "--images", "files.csv", "--path-column", "where", "--label-column", "species"]) == 0
+    arguments = recipe("files.yaml")["data"]["init_args"]
+    assert arguments["path_column"] == "where" and arguments["label_column"] == "species"
+    assert main(["fit", "--config", "files.yaml", *BUDGET]) == 0
+
+
 def test_nothing_is_written_over(here, capsys):
     images(here / "labelled", names=("a1", "b1"))
     for name in ("mine.yaml", "mine.split.json"):
@@ -230,6 +285,10 @@ def test_nothing_is_written_over(here, capsys):
         (["--images", "labelled", "--out", "x.txt"], "--out x.txt: must end in .yaml"),
         (["--images", "labelled", "--out", "no/x.yaml"], "there is no folder"),
         (["--text", "nowhere.csv"], "--text nowhere.csv: no such file"),
+        (
+            ["--images", "labelled", "--path-column", "x"],
+            "--path-column x: names a column of a table, and no table",
+        ),
     ],
 )
 def test_bad_input(here, options, message, capsys):

@@ -197,7 +197,9 @@ def all_images(folder: Path, key: str, notes: list[str]) -> list[ImageFile]:
     return files
 
 
-def classified(where: Path, key: str, without: Iterable[Path], notes: list[str]) -> list[NamedImage]:
+def classified(
+    where: Path, key: str, without: Iterable[Path], notes: list[str], columns: tuple[str, str]
+) -> list[NamedImage]:
     """Labelled images: of a folder with one folder a class, or of a table.
 
     Args:
@@ -205,11 +207,14 @@ def classified(where: Path, key: str, without: Iterable[Path], notes: list[str])
         key: The option that names it.
         without: Folders that are other parts of the data, wherever they lie.
         notes: What is passed over is added to them.
+        columns: Of a table: that of the paths, and that of the labels.
 
     Raises:
         UserError: If it is missing, holds nothing of use, or contradicts itself.
     """
-    rows = _of_folder(where, key, tuple(without), notes) if where.is_dir() else _of_table(where, key)
+    rows = (
+        _of_folder(where, key, tuple(without), notes) if where.is_dir() else _of_table(where, key, *columns)
+    )
     _refuse_two_classes(rows, f"{key}={where}", is_table=not where.is_dir())
     return rows
 
@@ -257,7 +262,7 @@ def _of_folder(where: Path, key: str, without: tuple[Path, ...], notes: list[str
     return rows
 
 
-def _of_table(where: Path, key: str) -> list[NamedImage]:
+def _of_table(where: Path, key: str, paths: str, labels: str) -> list[NamedImage]:
     if table_ending(where) is None:
         kind = (
             f"not a folder, nor a table ({', '.join(TABLES)})"
@@ -265,10 +270,11 @@ def _of_table(where: Path, key: str) -> list[NamedImage]:
             else "no such folder or table"
         )
         raise UserError(f"{key}={where}: {kind}")
-    table = read_table(str(where), key.removeprefix("data."), "path", "label", "name them path and label")
+    mend = "name yours with --data.path_column and --data.label_column"
+    table = read_table(str(where), key.removeprefix("data."), paths, labels, mend)
     return [
         NamedImage(str(_existing(path, where, key)), path, class_name(label or ""))
-        for path, label in zip(table["path"].to_pylist(), table["label"].to_pylist(), strict=True)
+        for path, label in zip(table[paths].to_pylist(), table[labels].to_pylist(), strict=True)
     ]
 
 

@@ -92,7 +92,7 @@ class Images(SSLData):
 
     Args:
         labeled: A folder with a sub-folder, however deep, for every class; or a table (.csv, .tsv, .jsonl, .parquet)
-            with the columns ``path``, relative to the table's folder or absolute, and ``label``. A row without a label
+            with columns of paths, relative to the table's folder or absolute, and of labels. A row without a label
             belongs to the pool. Classes are told apart by their names in Unicode's composed form.
         unlabeled: A folder of images, however deep: the pool. Files that are labelled or test images are left out. It
             may lie inside ``labeled``, as may ``test``, and is no class then.
@@ -102,6 +102,8 @@ class Images(SSLData):
         levels: Values that become black and white in grey images of 16 or 32 bits or of floating-point numbers; default:
             the lowest and the highest of the training images, but for far outliers such as dead pixels.
         normalise_by: ``range`` maps pixels to [−1, 1]; ``imagenet`` is what pretrained networks expect.
+        path_column: Column of the paths, in tables.
+        label_column: Column of the labels, in tables.
         predict_on: A folder of images, or one of the lists; default: the test images, if there are any, else the pool.
         num_labeled: See :class:`~ssl_weighting.data.base.SSLData`; default: all.
         num_validation: See :class:`~ssl_weighting.data.base.SSLData`; default: a share.
@@ -123,6 +125,8 @@ class Images(SSLData):
         flip: bool = True,
         levels: tuple[float, float] | None = None,
         normalise_by: Literal["range", "imagenet"] = "range",
+        path_column: str = "path",
+        label_column: str = "label",
         predict_on: Literal["test", "unlabeled", "validation"] | Path | None = None,
         num_labeled: int | None = None,
         num_validation: int | None = None,
@@ -138,10 +142,10 @@ class Images(SSLData):
         self.unlabeled = None if unlabeled is None else Path(unlabeled).expanduser()
         self.test = None if test is None else Path(test).expanduser()
         self.labeled = labeled
+        self.columns = (path_column, label_column)
         self._notes: list[str] = []
-        named = classified(
-            labeled, "data.labeled", [p for p in (self.unlabeled, self.test) if p is not None], self._notes
-        )
+        others = [p for p in (self.unlabeled, self.test) if p is not None]
+        named = classified(labeled, "data.labeled", others, self._notes, self.columns)
         self.all_class_names = in_natural_order({file.label for file in named if file.label})
         if len(self.all_class_names) < 2:
             raise UserError(
@@ -225,7 +229,7 @@ class Images(SSLData):
     def _test_images(self, notes: list[str]) -> list[NamedImage]:
         assert self.test is not None
         others = [self.labeled, *([] if self.unlabeled is None else [self.unlabeled])]
-        return classified(self.test, "data.test", others, notes)
+        return classified(self.test, "data.test", others, notes, self.columns)
 
     def _numbered(self, named: list[NamedImage], key: str, where: Path) -> list[ImageFile]:
         numbers = {name: number for number, name in enumerate(self.all_class_names)} | {"": -1}

@@ -346,7 +346,8 @@ def _look_for_empty(texts: pa.ChunkedArray, what: str) -> None:
     empty = pc.sum(pc.equal(pc.utf8_trim_whitespace(texts), "")).as_py() or 0
     if empty and empty == len(texts):
         raise UserError(
-            f"{what}: all {len(texts)} texts are empty; name their column with --data.text_column"
+            f"{what}: all {len(texts)} texts are empty; name another column with --data.text_column "
+            "(init: --text-column)"
         )
     if empty:
         warnings.warn(f"{what}: {empty} of {len(texts)} texts are empty", DataWarning, stacklevel=2)

@@ -42,6 +42,13 @@ def main(argv: list[str]) -> int:
         "--flip", action="store_true", help="a mirrored image keeps its class: not letters, digits, arrows"
     )
     parser.add_argument("--test", type=Path, metavar="PATH", help="test examples, as --images or --text")
+    parser.add_argument("--text-column", metavar="NAME", help="text: the column of the texts; default: text")
+    parser.add_argument(
+        "--path-column", metavar="NAME", help="a table of images: the column of the paths; default: path"
+    )
+    parser.add_argument(
+        "--label-column", metavar="NAME", help="the column of a table's labels; default: label"
+    )
     parser.add_argument("--encoder", help="text: name on the Hugging Face hub, or folder, of the encoder")
     parser.add_argument("--out", type=Path, metavar="RECIPE", help="default: the data's name, .yaml")
     options = parser.parse_args(argv)
@@ -49,6 +56,10 @@ def main(argv: list[str]) -> int:
         parser.error("--unlabelled is for images; in a table of texts, leave the pool's labels empty")
     if options.images and options.encoder:
         parser.error("--encoder is for texts")
+    if options.images and options.text_column:
+        parser.error("--text-column is for texts")
+    if options.text and options.path_column:
+        parser.error("--path-column is for images")
     if options.text and options.flip:
         parser.error("--flip is for images")
     source: Path = options.images or options.text
@@ -60,11 +71,16 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--out {recipe}: there is no folder {recipe.resolve().parent}")
     _refuse_to_overwrite(recipe, split)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    columns = {name: getattr(options, name) for name in ("text_column", "path_column", "label_column")}
     if options.images:
-        choice, module = choose_for_images(source, options.unlabelled, options.test, options.flip, device)
+        choice, module = choose_for_images(
+            source, options.unlabelled, options.test, columns, options.flip, device
+        )
         body = image_recipe
     else:
-        choice, module = choose_for_texts(source, options.test, options.encoder or ENCODERS[device], device)
+        choice, module = choose_for_texts(
+            source, options.test, columns, options.encoder or ENCODERS[device], device
+        )
         body = text_recipe
     assert module.split is not None
     sizes = {part: len(module.sets[part]) for part in ("labeled", "validation", "unlabeled")}

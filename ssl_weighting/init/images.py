@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -22,12 +23,18 @@ from ssl_weighting.init.choice import (
     make_a_pool,
     set_up,
 )
+from ssl_weighting.init.columns import LABELS, PATHS, choose_columns
 from ssl_weighting.init.timing import choose_steps
 from ssl_weighting.threads import free_cores
 
 
 def choose_for_images(
-    source: Path, pool: Path | None, test: Path | None, flip: bool, device: str
+    source: Path,
+    pool: Path | None,
+    test: Path | None,
+    columns: Mapping[str, str | None],
+    flip: bool,
+    device: str,
 ) -> tuple[Choice, SSLData]:
     """Look at somebody's images.
 
@@ -35,6 +42,7 @@ def choose_for_images(
         source: Folder or table of labelled images.
         pool: Folder of the unlabelled ones, or nothing.
         test: As ``source``, or nothing.
+        columns: Names of a table's columns by option, as far as they were given.
         flip: Whether a mirrored image keeps its class.
         device: ``cpu`` or ``cuda``.
 
@@ -48,7 +56,15 @@ def choose_for_images(
 
     paths = {"labeled": source, "unlabeled": pool, "test": test}
     choice = Choice({key: str(path.resolve()) for key, path in paths.items() if path is not None})
-    first = Images(source, pool, test)
+    tables = {"--images": source, "--test": test}
+    choose_columns(
+        choice,
+        (PATHS, LABELS),
+        columns,
+        {option: path for option, path in tables.items() if path is not None and path.is_file()},
+    )
+    named = {key: choice.data[key] for key in ("path_column", "label_column") if key in choice.data}
+    first = Images(source, pool, test, **named)
     sides = _sides([file.path for file in first.given])
     size, pretrained = _image_size(sides, device, choice)
     choice.data |= {"size": size, "flip": flip}

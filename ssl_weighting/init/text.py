@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,21 @@ from ssl_weighting.init.choice import (
     make_a_pool,
     set_up,
 )
+from ssl_weighting.init.columns import LABELS, TEXTS, choose_columns
 from ssl_weighting.init.timing import choose_steps
 
 ENCODERS = {"cpu": "sentence-transformers/all-MiniLM-L6-v2", "cuda": "bert-base-uncased"}
 
 
-def choose_for_texts(source: Path, test: Path | None, encoder: str, device: str) -> tuple[Choice, SSLData]:
+def choose_for_texts(
+    source: Path, test: Path | None, columns: Mapping[str, str | None], encoder: str, device: str
+) -> tuple[Choice, SSLData]:
     """Look at somebody's texts.
 
     Args:
         source: A table of texts and labels.
         test: As ``source``, or nothing.
+        columns: Names of columns by option, as far as they were given.
         encoder: Hub name or folder.
         device: ``cpu`` or ``cuda``.
 
@@ -50,6 +55,7 @@ def choose_for_texts(source: Path, test: Path | None, encoder: str, device: str)
     else:
         _require_hub(encoder)
     choice = Choice({"train": str(source.resolve())} | ({"test": str(test.resolve())} if test else {}))
+    choose_columns(choice, (TEXTS, LABELS), columns, {"--text": source, "--test": test})
     choice.note(
         "encoder", encoder, "as given" if encoder not in ENCODERS.values() else f"fit for a {device.upper()}"
     )
@@ -64,7 +70,7 @@ def choose_for_texts(source: Path, test: Path | None, encoder: str, device: str)
         )
     choice.backbone = ("Transformer", arguments)
     backbone = Transformer(**arguments)
-    first = Text(choice.data["train"], tokenizer=encoder)
+    first = Text(**choice.data, tokenizer=encoder)
     texts, labels = first.read(train=True).texts, first.distinct_labels()
     if not (labels == -1).any():
         make_a_pool(
