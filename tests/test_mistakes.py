@@ -54,9 +54,9 @@ ANSWERS = {
     # Names of classes.
     "--model.backbone wideresnet": "did you mean WideResNet?",
     "--data cifar": "did you mean Cifar10?",
-    "--data ./photos": "there are Cifar10",
+    "--data ./photos": "no such name; there are ",
     "--model.influence exact": "did you mean ExactLastLayer?",
-    "--model.algorithm null": "must be one of FixMatch",
+    "--model.algorithm null": "must be one of ",
     "--model.backbone my_net.Net": "there is no module my_net",
     "--model.backbone torch.nn.Linear": "not a class that fits here",
     "--model.optimizer torch.optim.Adm": "torch.optim has no Adm; did you mean Adam?",
@@ -65,7 +65,7 @@ ANSWERS = {
     "--model.labeled_augmentation Cutout": "must be a list, [Cutout]",
     "--model.algorithm.strong.size 3": "Give --model.algorithm.strong NAME before it",
     "--model.algorithm.strong RandAugmnt": "model.algorithm.strong=RandAugmnt: no such name; did you mean RandAugment?",
-    "--trainer.logger [WandbLogger,Foo]": "there are CSVLogger",
+    "--trainer.logger [WandbLogger,Foo]": "no such name; there are ",
     "--trainer.logger CSVLogger": "every run writes metrics.csv",
     "--trainer.callbacks EarlyStopping": "EarlyStopping needs it: --trainer.callbacks.monitor VALUE",
     "--model.algorithm.help=UDAA": "did you mean UDA?",
@@ -100,7 +100,7 @@ def test_no_recipe(typed, capsys):
 
 
 RECIPES = {
-    "data: Digits\ntrainer: {}\n": "model.backbone: missing from the recipe; there are MLP",
+    "data: Digits\ntrainer: {}\n": "model.backbone: missing from the recipe; there are ",
     "data: {class_path: Digits, init_args: {num_validaton: 20}}\n": "did you mean data.num_validation?",
     "data: Digits\nmodel: {algorithm: {class_path: UDAA}, backbone: MLP}\n": "model.algorithm=UDAA: no such name",
     "data: Digits\nmodel: {algorithm: UDA, backbone: MLP, innr_steps: 4}\n": "did you mean model.inner_steps?",
