@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -16,12 +17,20 @@ LARGEST_SIDE = 160
 """Pixels of a picture's longer side; larger ones are made smaller."""
 
 
-def extremes(weights: pa.Table, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The most down- and the most up-weighted examples; between equal weights the last influence decides.
+def extremes(
+    weights: pa.Table, count: int, initial: float, spread: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """The examples that did most harm and that helped most, by their weight; of equal weights, by the last influence.
+
+    An example did harm if its weight fell below the initial one, or stayed there and its influence raises the validation
+    loss; it helped if the contrary is true. One that never moved did neither. Where all weights that moved are the same,
+    their influence decides alone.
 
     Args:
         weights: A row an example: see :func:`ssl_weighting.callbacks.run_files.weights_table`.
-        count: How many of each, at most. No example is among both, and none that never moved.
+        count: How many of each, at most.
+        initial: The weight that all began with.
+        spread: Take the classes in turn that they are taken for, and of each the most extreme ones.
 
     Returns:
         Positions (≤ count,) int64 of the most harmful and of the most helpful, each the most extreme first.
@@ -29,18 +38,66 @@ def extremes(weights: pa.Table, count: int) -> tuple[np.ndarray, np.ndarray]:
     weight = weights["weight"].to_numpy().astype(np.float64)
     influence = np.nan_to_num(weights["influence"].to_numpy().astype(np.float64))
     moved = np.flatnonzero(weights["updates"].to_numpy() > 0)
-    harmful = _first(moved, weight, -influence, min(count, (len(moved) + 1) // 2))
-    helpful = _first(moved, -weight, influence, min(count, len(moved) // 2))
-    return harmful, helpful
+    change = weight[moved] - np.float64(np.float32(initial))
+    if len(moved) and weight[moved].min() == weight[moved].max():
+        change = np.zeros(len(moved))
+    harmful = moved[(change < 0) | ((change == 0) & (influence[moved] > 0))]
+    helpful = moved[(change > 0) | ((change == 0) & (influence[moved] < 0))]
+    classes = _numbers(weights["pseudo_label"]) if spread else None
+    return (
+        _first(harmful, weight, -influence, count, classes),
+        _first(helpful, -weight, influence, count, classes),
+    )
 
 
-def _first(rows: np.ndarray, key: np.ndarray, then: np.ndarray, count: int) -> np.ndarray:
+def _first(
+    rows: np.ndarray, key: np.ndarray, then: np.ndarray, count: int, classes: np.ndarray | None
+) -> np.ndarray:
+    """The ``count`` of some rows with the smallest keys, in their order; if ``classes`` are given, these in turn."""
+    count = min(count, len(rows))
     if not count:
         return rows[:0]
-    bound = np.partition(key[rows], count - 1)[count - 1]
-    candidates = rows[key[rows] <= bound]
-    ordered: np.ndarray = candidates[np.lexsort((candidates, then[candidates], key[candidates]))][:count]
-    return ordered
+    if classes is None:
+        bound = np.partition(key[rows], count - 1)[count - 1]
+        rows = rows[key[rows] <= bound]
+    ordered: np.ndarray = rows[np.lexsort((rows, then[rows], key[rows]))]
+    if classes is not None:
+        turn = _turns(classes[ordered])
+        ordered = ordered[np.sort(np.argsort(turn, kind="stable")[:count])]
+    return ordered[:count]
+
+
+def _turns(classes: np.ndarray) -> np.ndarray:
+    """How many of its own class come before each, (n,)."""
+    together = np.argsort(classes, kind="stable")
+    _, first, count = np.unique(classes[together], return_index=True, return_counts=True)
+    turns = np.empty(len(classes), int)
+    turns[together] = np.arange(len(classes)) - np.repeat(first, count)
+    return turns
+
+
+def _numbers(column: pa.ChunkedArray) -> np.ndarray:
+    """Class numbers (n,); −1 where there is none."""
+    numbers: np.ndarray = pc.fill_null(column, -1).to_numpy()
+    return numbers
+
+
+def none_stands_out(kind: str, weights: pa.Table, initial: float) -> str:
+    """What is said where :func:`extremes` finds no example that did harm, or none that helped.
+
+    Args:
+        kind: ``harmful`` or ``helpful``.
+        weights: See :func:`extremes`.
+        initial: See :func:`extremes`.
+    """
+    weight = weights["weight"].to_numpy()[weights["updates"].to_numpy() > 0]
+    if not len(weight):
+        return "No weight moved: trained with fixed weights, or no Λ step was made."
+    did, beyond = ("did harm", "below") if kind == "harmful" else ("helped", "above")
+    return (
+        f"None {did}: no weight of the {len(weight):,} that moved lies {beyond} the initial {initial:g}; they lie "
+        f"from {weight.min():.3g} to {weight.max():.3g}."
+    )
 
 
 def pictures(data: SSLData, positions: np.ndarray) -> list[Tensor] | None:

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ssl_weighting.errors import UserError
-from ssl_weighting.examples import descriptions, extremes, on_one_line
+from ssl_weighting.examples import descriptions, extremes, none_stands_out, on_one_line
 from ssl_weighting.files import whole_file
 from ssl_weighting.runs import Run
 
@@ -73,19 +73,40 @@ def main(argv: list[str]) -> int:
         _write(everything, options.export)
         print(f"{options.export}: all {len(everything)} unlabelled examples")
     if options.clean is not None:
-        initial = float(run.config["model"].get("weight_init", 1.0))
-        threshold = (initial or 1.0) / 2 if options.threshold is None else options.threshold
-        kept = everything.filter(pc.greater_equal(everything["weight"], threshold))
-        validation = _validation_table(data, everything)
-        _write(pa.concat_tables([kept, validation]), options.clean)
-        half = f"half the initial weight {initial:g}" if initial else "weights began at 0"
-        why = half if options.threshold is None else "--threshold"
-        print(
-            f"{options.clean}: {len(kept)} of {len(everything)} unlabelled examples, those of weight ≥ {threshold:g} "
-            f"({why}); examples that never moved have their initial weight; and the {len(validation)} validation "
-            "examples, without a weight"
-        )
+        _write_cleaned(run, data, everything, options.clean, options.threshold)
     return 0
+
+
+def _write_cleaned(
+    run: Run, data: SSLData, everything: pa.Table, path: Path, threshold: float | None
+) -> None:
+    """Write the examples at or above the threshold and those that validate, and say what was left out, and why."""
+    initial = run.initial_weight
+    half = f"half the initial weight {initial:g}" if initial else "weights began at 0"
+    why = half if threshold is None else "--threshold"
+    threshold = (initial or 1.0) / 2 if threshold is None else threshold
+    kept = everything.filter(pc.greater_equal(everything["weight"], threshold))
+    validation = _validation_table(data, everything)
+    _write(pa.concat_tables([kept, validation]), path)
+    print(
+        f"{path}: {len(kept)} of {len(everything)} unlabelled examples, those of weight ≥ {threshold:g} "
+        f"({why}); and the {len(validation)} validation examples, without a weight"
+    )
+    print(_why_so_many(everything, len(kept), threshold, initial))
+
+
+def _why_so_many(everything: pa.Table, kept: int, threshold: float, initial: float) -> str:
+    """Whether anything was left out, and how far the weights are a reason to."""
+    count, weight = len(everything), everything["weight"].to_numpy()
+    moved = int((everything["updates"].to_numpy() > 0).sum())
+    said = f"λ lies from {weight.min():.3g} to {weight.max():.3g}; Λ steps moved {moved} of {count}"
+    if moved < count:
+        fate = "kept" if np.float32(initial) >= threshold else "left out"
+        said += f", the other {count - moved} have their initial weight {initial:g} and are {fate}"
+    if 0 < kept < count:
+        return said
+    mend = "another --threshold, or a run with more Λ steps, may tell them apart"
+    return f"nothing was found to {'leave out' if kept else 'keep'}: {said}; {mend}"
 
 
 def export_table(run: Run, data: SSLData) -> pa.Table:
@@ -179,13 +200,16 @@ def _data(run: Run, needed: bool) -> SSLData | None:
 
 def _print_extremes(run: Run, data: SSLData | None, top: int) -> None:
     console = Console(soft_wrap=not sys.stdout.isatty())
-    harmful, helpful = extremes(run.weights, top)
-    if top and not len(harmful):
-        console.print("no weight moved: trained with fixed weights, or no Λ step was made")
-    for title, positions in (("most harmful", harmful), ("most helpful", helpful)):
+    found = dict(zip(("harmful", "helpful"), extremes(run.weights, top, run.initial_weight), strict=True))
+    if top and not any(map(len, found.values())):
+        console.print(none_stands_out("", run.weights, run.initial_weight))
+        return
+    for kind, positions in found.items():
         if not len(positions):
+            if top:
+                console.print(none_stands_out(kind, run.weights, run.initial_weight), highlight=False)
             continue
-        table = Table(title=title, title_justify="left")
+        table = Table(title=f"most {kind}", title_justify="left")
         for name in ("weight", "influence"):
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column("taken for")

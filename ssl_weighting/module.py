@@ -385,6 +385,15 @@ class SSLModule(LightningModule):
         """True labels (|U|,) int64 of the unlabelled examples, −1 where unknown. Never trained on."""
         return self._data().sets["unlabeled"].labels
 
+    def judged_labels(self, positions: Tensor) -> Tensor:
+        """Labels (n,) int64 to judge unlabelled examples by, from their positions (n,).
+
+        −1 where unknown, and of the labelled examples in the pool, whose labels training has seen.
+        """
+        split = self.split()
+        seen = torch.isin(split.unlabeled[positions], split.labeled)
+        return self.unlabeled_labels()[positions].masked_fill(seen, -1)
+
     # ---- batches ------------------------------------------------------------------------------------------
 
     def _shown(self, labeled: Examples, unlabeled: Examples) -> tuple[Labeled, Unlabeled]:

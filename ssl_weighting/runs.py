@@ -88,6 +88,11 @@ class Run:
             raise UserError(f"{path}: not the configuration of a run: data, model or trainer is missing")
         return content
 
+    @property
+    def initial_weight(self) -> float:
+        """The weight that all examples began with."""
+        return float(self.config["model"].get("weight_init", 1.0))
+
     @cached_property
     def metrics(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Every logged scalar: its steps (n,) int64, rising, and values (n,) float64. The newest of a step counts."""

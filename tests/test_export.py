@@ -3,6 +3,8 @@
 import csv
 import shutil
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -94,3 +96,34 @@ def test_hostile_texts_are_no_markup(tiny_run, capsys, monkeypatch):
     said = capsys.readouterr().out
     assert "[red]x[/blue]" in said
     assert "\x1b[2J" not in said
+
+
+def cleaned(run, tmp_path, capsys, **columns):
+    """What --clean says of the run with columns of its weights replaced."""
+    copy = shutil.copytree(run, tmp_path / "run")
+    table = Run(copy).weights
+    for name, values in columns.items():
+        table = table.set_column(table.column_names.index(name), name, pa.array(values))
+    pq.write_table(table, copy / "weights.parquet")
+    assert main(["weights", str(copy), "--top", "0", "--clean", str(tmp_path / "kept.csv")]) == 0
+    return capsys.readouterr().out.splitlines()[-1]
+
+
+def test_it_says_when_nothing_was_found_and_why(tiny_run, tmp_path, capsys):
+    count = len(Run(tiny_run).weights)
+    weight = np.ones(count, np.float32)
+    weight[:5] = [0.9, 0.95, 1.1, 1.2, 1.25]
+    said = cleaned(tiny_run, tmp_path, capsys, weight=weight, updates=(weight != 1).astype(np.int32))
+    assert said.startswith(
+        f"nothing was found to leave out: λ lies from 0.9 to 1.25; Λ steps moved 5 of {count}, the other {count - 5} "
+        "have their initial weight 1 and are kept; "
+    )
+
+
+def test_it_says_when_nothing_is_worth_keeping(tiny_run, tmp_path, capsys):
+    count = len(Run(tiny_run).weights)
+    columns = {"weight": np.full(count, 0.1, np.float32), "updates": np.ones(count, np.int32)}
+    said = cleaned(tiny_run, tmp_path, capsys, **columns)
+    assert said.startswith(
+        f"nothing was found to keep: λ lies from 0.1 to 0.1; Λ steps moved {count} of {count}; "
+    )

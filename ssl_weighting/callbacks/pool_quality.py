@@ -11,7 +11,7 @@ from ssl_weighting.module import SSLModule
 class PoolQuality(Callback):
     """Logs how well λ, and the model's confidence, rank the unlabelled examples, at every validation.
 
-    Over the examples seen so far whose true label is known:
+    Over the examples seen so far whose true label is known, and was not trained on:
 
     - ``pool/pseudo_label_error``: share of wrong pseudo-labels among examples of the known classes;
     - ``pool/right_auroc_weight``, ``…_confidence``: area under the ROC curve of λ, and of the model's confidence, for
@@ -35,7 +35,7 @@ def pool_quality(module: SSLModule) -> dict[str, float]:
     """The figures that :class:`PoolQuality` logs."""
     positions = module.sampled()
     weights, record = module.known(positions)
-    labels, guesses = module.unlabeled_labels()[positions], record.pseudo_label
+    labels, guesses = module.judged_labels(positions), record.pseudo_label
     known = (labels >= 0) & (guesses >= 0)
     own = known & (labels < module.num_classes)
     right = guesses == labels

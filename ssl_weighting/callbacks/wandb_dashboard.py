@@ -103,7 +103,8 @@ class WandbDashboard(Callback):
         import wandb
 
         data: SSLData = trainer.datamodule  # type: ignore[attr-defined]
-        for kind, positions in zip(("harmful", "helpful"), extremes(weights, COUNT), strict=True):
+        found = extremes(weights, COUNT, pl_module.weight_init)
+        for kind, positions in zip(("harmful", "helpful"), found, strict=True):
             if not len(positions):
                 continue
             places = pl_module.sampled().numpy()[positions]

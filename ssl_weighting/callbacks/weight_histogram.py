@@ -99,7 +99,7 @@ class WeightHistogram(Callback):
 
 
 def draw_histogram(module: SSLModule, weights: Tensor, happened: Happened, path: Path) -> None:
-    """A picture of Λ; where labels are known, right, wrong and foreign pseudo-labels apart.
+    """A picture of Λ; where labels are known that training did not see, right, wrong and foreign pseudo-labels apart.
 
     Args:
         module: The module with its Λ.
@@ -109,11 +109,9 @@ def draw_histogram(module: SSLModule, weights: Tensor, happened: Happened, path:
     """
     from matplotlib.figure import Figure
 
-    values, labels, guesses = (
-        weights.float(),
-        module.unlabeled_labels()[module.sampled()],
-        happened.pseudo_label,
-    )
+    values, guesses = weights.float(), happened.pseudo_label
+    labels = module.judged_labels(module.sampled())
+    given = (labels < 0) & (module.unlabeled_labels()[module.sampled()] >= 0)
     moved = happened.updates > 0
     groups = {
         "pseudo-label right": (guesses == labels) & (labels >= 0),
@@ -122,13 +120,15 @@ def draw_histogram(module: SSLModule, weights: Tensor, happened: Happened, path:
         & (labels < module.num_classes)
         & (guesses >= 0),
         "foreign class": labels >= module.num_classes,
-        "label unknown": labels < 0,
+        "trained with its label": given,
+        "label unknown": (labels < 0) & ~given,
     }
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     low, high = float(values.min()), float(values.max())
     edges = np.linspace(low - 0.01, high + 0.01, 61)
     colours = {"pseudo-label right": "#2a7f62", "pseudo-label wrong": "#d1495b", "foreign class": "#8338ec"}
+    colours["trained with its label"] = "#b58a00"
     shown = {
         name: values[mask & moved].numpy() for name, mask in groups.items() if bool((mask & moved).any())
     }

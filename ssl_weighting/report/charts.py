@@ -14,6 +14,8 @@ from matplotlib.ticker import MaxNLocator
 
 WIDTH, HEIGHT = 420, 250
 LEFT, RIGHT, TOP, BOTTOM = 50, 18, 26, 36
+ROOM = 36
+"""Width of a number under the axis."""
 COLOURS = 8  # the style sheet has c0 to c7
 
 Series = Mapping[str, tuple[np.ndarray, np.ndarray]]
@@ -81,12 +83,17 @@ class Axes:
             f'height="{max(bottom - top, 0):.1f}"{shade}/>'
         )
 
-    def svg(self, x_text: Callable[[float], str] = short, y_text: Callable[[float], str] = short) -> Markup:
+    def svg(
+        self,
+        y_text: Callable[[float], str] = short,
+        x_ticks: Sequence[tuple[float, float]] | None = None,
+    ) -> Markup:
         """The whole picture.
 
         Args:
-            x_text: Writes a number of the horizontal axis.
             y_text: Writes a number of the vertical axis.
+            x_ticks: Places on the horizontal axis and the numbers there; those with no room are left out. Default: the
+                axis' own.
         """
         frame = []
         for value in _ticks(*self.y, 5):
@@ -95,12 +102,14 @@ class Axes:
             frame.append(
                 f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{escape(y_text(value))}</text>'
             )
-        for value in _ticks(*self.x, 6):
-            x, y = float(self.px(value)), HEIGHT - BOTTOM
+        free = 0.0
+        for place, value in x_ticks or [(tick, tick) for tick in _ticks(*self.x, 6)]:
+            x, y = float(self.px(place)), HEIGHT - BOTTOM
             frame.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{y}" y2="{y + 4}"/>')
-            frame.append(
-                f'<text x="{x:.1f}" y="{y + 16}" text-anchor="middle">{escape(x_text(value))}</text>'
-            )
+            if x < free:
+                continue
+            free = x + ROOM
+            frame.append(f'<text x="{x:.1f}" y="{y + 16}" text-anchor="middle">{escape(short(value))}</text>')
         frame.append(
             f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM}"/>'
             f'<text class="label" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">'
@@ -221,26 +230,30 @@ def histogram(groups: Mapping[str, np.ndarray], css: Sequence[str], title: str, 
 
 
 def stacked(groups: Mapping[str, np.ndarray], css: Sequence[str], title: str, bins: int = 8) -> Markup:
-    """Of the examples with about the same value, the share that is of each group.
+    """Of the examples with about the same value, the share that is of each group: a spinogram.
 
     Args:
         groups: For every name its values (n,).
         css: The colour class of each.
         title: What is read out in place of the picture.
-        bins: Bars of equally many examples, from the smallest values to the largest; fewer where values are equal.
+        bins: Most bars, from the smallest values to the largest. Each is as wide as its share of all examples: about the
+            same, but equal values are all in one bar.
     """
     everything = np.concatenate(list(groups.values()))
-    edges = np.unique(np.quantile(everything, np.linspace(0, 1, bins + 1)))
-    if len(edges) < 2:
-        edges = np.array([edges[0] - 0.5, edges[0] + 0.5])
-    counts = np.stack([np.histogram(v, edges)[0] for v in groups.values()])
-    shares = counts / counts.sum(0).clip(1)
-    axes = Axes((0, len(edges) - 1), (0, 1), "weight λ", "share of the bar", title)
-    for i in range(len(edges) - 1):
-        below = 0.0
-        for share, colour in zip(shares[:, i], css, strict=True):
-            axes.rectangle((i + 0.04, i + 0.96), (below, below + float(share)), f"bar {colour}")
-            below += float(share)
-    return legend(list(groups), css) + axes.svg(
-        x_text=lambda v: f"{edges[int(v)]:.2f}" if v == int(v) else "", y_text=percent
-    )
+    values, place, count = np.unique(everything, return_inverse=True, return_counts=True)
+    middle = (count.cumsum() - count / 2) / len(everything)
+    _, bar_of_value = np.unique((middle * bins).astype(int), return_inverse=True)
+    group = np.repeat(np.arange(len(groups)), [len(v) for v in groups.values()])
+    counts = np.zeros((bar_of_value[-1] + 1, len(groups)), int)
+    np.add.at(counts, (bar_of_value[place], group), 1)
+    edges = np.concatenate([[0.0], counts.sum(1).cumsum() / len(everything)])
+    axes = Axes((0, 1), (0, 1), "weight λ", "share of the bar", title)
+    gap = 0.004
+    for i, row in enumerate(counts):
+        tops = np.concatenate([[0.0], row.cumsum() / row.sum()])
+        for j, colour in enumerate(css):
+            sides = (float(edges[i]) + gap, max(float(edges[i + 1]) - gap, float(edges[i]) + gap))
+            axes.rectangle(sides, (float(tops[j]), float(tops[j + 1])), f"bar {colour}")
+    least = [float(values[bar_of_value == i][0]) for i in range(len(counts))]
+    ticks = list(zip(edges.tolist(), [*least, float(values[-1])], strict=True))
+    return legend(list(groups), css) + axes.svg(y_text=percent, x_ticks=ticks)

@@ -2,10 +2,12 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from ssl_weighting.callbacks.pool_quality import pool_quality
+from ssl_weighting.runs import Run
 
 LABELS = torch.tensor([0, 1, 0, 1, 2, 2, 0, -1, 1, 0])  # two known classes, a foreign one, one unknown
 GUESSES = torch.tensor([0, 1, 1, 0, 0, 1, 0, 1, -1, 0], dtype=torch.int32)  # the ninth was never seen
@@ -21,7 +23,7 @@ def module(weights=WEIGHTS, moved=True, guesses=GUESSES):
         sampled=lambda: torch.arange(len(LABELS)),
         known=lambda positions: (weights, happened),
         num_classes=2,
-        unlabeled_labels=lambda: LABELS,
+        judged_labels=lambda positions: LABELS[positions],
     )
 
 
@@ -46,3 +48,13 @@ def test_what_does_not_exist_is_left_out():
     shared = pool_quality(module(torch.full((len(LABELS),), 1.3)))
     assert shared["pool/own_auroc_weight"] == 0.5  # one weight for all tells nothing apart
     assert pool_quality(module(guesses=torch.full_like(GUESSES, -1))) == {}
+
+
+def test_labels_that_training_saw_judge_nothing(tiny_run):
+    run = Run(tiny_run)
+    columns = {name: run.weights[name].to_numpy() for name in ("index", "label", "pseudo_label")}
+    given = np.isin(columns["index"], run.split.labeled.numpy())
+    seen = np.isfinite(columns["pseudo_label"]) & (columns["pseudo_label"] >= 0)
+    assert (given & seen).any(), "the pool holds labelled examples"
+    wrong = columns["pseudo_label"] != columns["label"]
+    assert run.metrics["pool/pseudo_label_error"][1][-1] == pytest.approx(wrong[seen & ~given].mean())

@@ -12,7 +12,10 @@ import pytest
 import yaml
 
 from ssl_weighting.cli import main
-from ssl_weighting.report.page import duration, render, write_page
+from ssl_weighting.examples import extremes
+from ssl_weighting.report.charts import stacked
+from ssl_weighting.report.facts import duration
+from ssl_weighting.report.page import render, write_page
 from ssl_weighting.runs import Run
 
 HOSTILE = [
@@ -64,13 +67,21 @@ class Elements(HTMLParser):
         assert self.open.pop() == tag
 
 
+def shown_in(run):
+    """How many examples a run's page shows."""
+    harmful, helpful = extremes(Run(run).weights, 16, 1.0)
+    assert len(harmful) == 16
+    assert len(helpful) > 5
+    return len(harmful) + len(helpful)
+
+
 def test_fit_leaves_a_page(tiny_run):
     page = (tiny_run / "report.html").read_text()
     assert len(page) < 3_000_000
     elements = Elements(page)
     assert not elements.open
     assert page.count("<figure>") >= 9
-    assert page.count("data:image/png") == 32, "16 harmful and 16 helpful digits"
+    assert page.count("data:image/png") == shown_in(tiny_run)
     error = Run(tiny_run).metrics["test/error"][1][-1]
     assert f"{100 * error:.2f} %" in page
 
@@ -139,6 +150,68 @@ def test_a_run_whose_weights_did_not_move(copy):
     assert "No weight moved" in page
     assert "No example moved" in page
     Elements(page)
+
+
+def changed(copy, **columns):
+    """The run with columns of its weights replaced."""
+    table = Run(copy).weights
+    for name, values in columns.items():
+        table = table.set_column(table.column_names.index(name), name, pa.array(values))
+    pq.write_table(table, copy / "weights.parquet")
+    return Run(copy)
+
+
+def test_only_labels_that_training_did_not_see_judge(copy):
+    run = Run(copy)
+    given = np.isin(run.weights["index"].to_numpy(), run.split.labeled.numpy())
+    labels = run.weights["label"].to_numpy()
+    page = render(run, None)
+    assert "Telling good from bad" in page
+    assert "Weight against correctness" in page
+    count = f">trained with its label</td><td>{given.sum()}</td>"
+    assert count in page.replace("</span>", ""), "they are in the pool, and a group of their own"
+    page = render(changed(copy, label=pa.array(labels, mask=~given)), None)
+    for absent in (
+        "Telling good from bad",
+        "Weight against correctness",
+        "pseudo-label right",
+        "card is-right",
+    ):
+        assert absent not in page
+    assert count in page.replace("</span>", "")
+
+
+def test_where_all_weights_rose_the_page_says_that_none_did_harm(copy):
+    run = Run(copy)
+    weight = np.linspace(1.1, 1.9, len(run.weights)).astype(np.float32)
+    page = render(changed(copy, weight=weight, updates=np.ones(len(weight), np.int32)), None)
+    assert "None did harm: no weight of the" in page
+    assert "Most helpful" in page
+
+
+def test_a_run_with_fixed_weights_names_no_influence(copy):
+    config = yaml.safe_load((copy / "config.yaml").read_text())
+    influence = config["model"]["influence"]["class_path"].rpartition(".")[2]
+    subtitle = re.search('<p class="soft">UDA.*</p>', render(Run(copy), None))[0]
+    assert influence in subtitle
+    config["model"] |= {"weighting": "fixed", "weight_init": 1.0}
+    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    subtitle = re.search('<p class="soft">UDA.*</p>', render(Run(copy), None))[0]
+    assert "UDA · fixed weights λ = 1 · " in subtitle
+    assert influence not in subtitle
+
+
+def test_bars_are_as_wide_as_their_share_of_the_examples():
+    ties = {"right": np.repeat([0.0, 1.0], [300, 100]), "wrong": np.repeat([0.0, 0.5], [100, 500])}
+    bars = re.findall(
+        'class="bar (..)" x="(.*?)" y=".*?" width="(.*?)" height="(.*?)"', stacked(ties, ["c0", "c1"], "")
+    )
+    widths = [float(width) for colour, _, width, _ in bars if colour == "c0"]
+    assert len(widths) == 3, "equal weights are in one bar"
+    assert np.array(widths) / sum(widths) == pytest.approx([0.4, 0.5, 0.1], abs=0.01)
+    heights = {(colour, i // 2): float(height) for i, (colour, *_, height) in enumerate(bars)}
+    whole = heights["c0", 2]
+    assert [heights["c0", i] / whole for i in range(3)] == pytest.approx([0.75, 0, 1], abs=0.01)
 
 
 def test_weights_that_differ_by_a_rounding_error(copy):
@@ -223,7 +296,7 @@ def test_a_browser_draws_curves_and_gallery(browser, tiny_run):
         "the style is let in"
     )
     pictures = visit.ask("[...document.images].map(e => e.complete && e.naturalWidth)")
-    assert pictures == [8] * 32
+    assert pictures == [8] * shown_in(tiny_run)
 
 
 @pytest.mark.parametrize("width", [360, 375, 800])
