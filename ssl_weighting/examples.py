@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from PIL import Image
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from ssl_weighting.data.base import SSLData
+from ssl_weighting.data.image_pixels import as_image
 
-LARGEST_SIDE = 160
+if TYPE_CHECKING:
+    from ssl_weighting.data.base import Source, SSLData
+
+LARGEST_SIDE = 240
 """Pixels of a picture's longer side; larger ones are made smaller."""
 
 
@@ -100,29 +103,49 @@ def none_stands_out(kind: str, weights: pa.Table, initial: float) -> str:
     )
 
 
-def pictures(data: SSLData, positions: np.ndarray) -> list[Tensor] | None:
-    """Unlabelled examples as pictures, before augmentation.
+class Pictured(Protocol):
+    """A :class:`~ssl_weighting.data.base.Source` of image files, of which the network sees less than a person would."""
+
+    folder: str
+    """The folder that the files lie in; empty if they have none in common."""
+
+    def names(self, rows: Tensor) -> list[str]:
+        """What some rows (n,) int64 are called below ``folder``."""
+        ...
+
+    def thumbnails(self, rows: Tensor, side: int) -> list[Image.Image]:
+        """The images whole, no side beyond ``side``."""
+        ...
+
+
+def pictures(data: SSLData, positions: np.ndarray) -> list[Image.Image] | None:
+    """Unlabelled examples as pictures: thumbnails of their files, or the examples before augmentation.
 
     Args:
         data: A data module that is set up.
         positions: (n,) int64, in the unlabelled list.
 
     Returns:
-        For each uint8 (channels, height, width), 1 or 3 channels, no side beyond 160; ``None`` if they are no images.
+        For each an image, no side beyond ``LARGEST_SIDE``; ``None`` if they are no images.
     """
-    unlabeled = data.sets["unlabeled"]
+    source, rows = _unlabeled(data, positions)
     if not len(positions):
         return None
-    images = data.prepare(unlabeled.source.fetch(unlabeled.rows[torch.from_numpy(positions)]))
+    if (files := pictured(data)) is not None:
+        return files.thumbnails(rows, LARGEST_SIDE)
+    images = data.prepare(source.fetch(rows))
     if not isinstance(images, Tensor) or images.dim() != 4 or images.shape[1] not in (1, 3):
         return None
-    images = images.float()
-    side = max(images.shape[2:])
-    if side > LARGEST_SIDE:
-        images = torch.nn.functional.interpolate(
-            images, scale_factor=LARGEST_SIDE / side, mode="bilinear", antialias=True
-        )
-    return list((images.clamp(0, 1) * 255).round().to(torch.uint8).cpu())
+    shown = [as_image(image) for image in (images.float().clamp(0, 1) * 255).round().to(torch.uint8)]
+    for image in shown:
+        image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+    return shown
+
+
+def pictured(data: SSLData) -> Pictured | None:
+    """Where the unlabelled examples come from, if that is image files."""
+    source: Any = data.sets["unlabeled"].source
+    return source if hasattr(source, "thumbnails") else None
 
 
 def descriptions(data: SSLData, positions: np.ndarray) -> list[str]:
@@ -132,8 +155,25 @@ def descriptions(data: SSLData, positions: np.ndarray) -> list[str]:
         data: A data module that is set up.
         positions: (n,) int64, in the unlabelled list.
     """
+    source, rows = _unlabeled(data, positions)
+    return source.describe(rows)
+
+
+def names(data: SSLData, positions: np.ndarray) -> list[str]:
+    """Text of unlabelled examples, or path below the folder of the data.
+
+    Args:
+        data: A data module that is set up.
+        positions: (n,) int64, in the unlabelled list.
+    """
+    source, rows = _unlabeled(data, positions)
+    files = pictured(data)
+    return source.describe(rows) if files is None else files.names(rows)
+
+
+def _unlabeled(data: SSLData, positions: np.ndarray) -> tuple[Source, Tensor]:
     unlabeled = data.sets["unlabeled"]
-    return unlabeled.source.describe(unlabeled.rows[torch.from_numpy(positions)])
+    return unlabeled.source, unlabeled.rows[torch.from_numpy(positions)]
 
 
 def on_one_line(text: str, length: int) -> str:

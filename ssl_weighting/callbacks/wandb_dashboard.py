@@ -114,7 +114,7 @@ class WandbDashboard(Callback):
             for i, row in enumerate(weights.take(positions).to_pylist()):
                 shown: Any = texts[i]
                 if images is not None:
-                    shown = wandb.Image(images[i].permute(1, 2, 0).squeeze(-1).numpy(), caption=texts[i])
+                    shown = wandb.Image(images[i], caption=texts[i])
                 names = [
                     None if row[k] is None else data.class_names[row[k]] for k in ("pseudo_label", "label")
                 ]

@@ -61,6 +61,35 @@ def decode(file: str | os.PathLike[str] | BinaryIO, size: int, levels: Levels | 
         DeepImageError: If the image is such a one, and ``levels`` are missing.
         Exception: Nearly any, if the file is damaged.
     """
+    square = ImageOps.fit(_upright(file, size, levels), (size, size), Image.Resampling.BILINEAR)
+    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
+
+
+def thumbnail(
+    file: str | os.PathLike[str] | BinaryIO, side: int, levels: Levels | None = None
+) -> Image.Image:
+    """A whole image as a person looks at it: upright, RGB, its longer side at most ``side`` pixels.
+
+    Args:
+        file: See :func:`decode`.
+        side: Most pixels of the longer side.
+        levels: See :func:`decode`.
+
+    Raises:
+        Exception: See :func:`decode`.
+    """
+    image = _upright(file, side, levels)
+    image.thumbnail((side, side))
+    return image
+
+
+def as_image(pixels: Tensor) -> Image.Image:
+    """Pixels uint8 (1 or 3, H, W) as an image."""
+    return Image.fromarray(pixels.permute(1, 2, 0).squeeze(-1).cpu().numpy())
+
+
+def _upright(file: str | os.PathLike[str] | BinaryIO, size: int, levels: Levels | None) -> Image.Image:
+    """An image upright, RGB, of its own size; a JPEG perhaps smaller, but not below ``size``."""
     with Image.open(file, formats=FORMATS) as image:
         image.draft("RGB", (size, size))  # JPEG decodes small at once
         upright: Image.Image = ImageOps.exif_transpose(image)
@@ -69,8 +98,7 @@ def decode(file: str | os.PathLike[str] | BinaryIO, size: int, levels: Levels | 
         if upright.has_transparency_data:
             upright = upright.convert("RGBA")
             upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
-        square = ImageOps.fit(upright.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
-        return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
+        return upright.convert("RGB")
 
 
 def is_deep(image: Image.Image) -> bool:

@@ -6,10 +6,12 @@ import hashlib
 import math
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ssl_weighting.augment import RandomFlipCrop
@@ -24,7 +26,7 @@ from ssl_weighting.data.image_files import (
     in_natural_order,
     printable,
 )
-from ssl_weighting.data.image_pixels import Levels, decoded_or_grey
+from ssl_weighting.data.image_pixels import Levels, as_image, decoded_or_grey, quiet, thumbnail
 from ssl_weighting.data.image_reading import ImageReader, say
 from ssl_weighting.errors import UserError
 
@@ -65,6 +67,31 @@ class ImageFiles:
     def describe(self, rows: Tensor) -> list[str]:
         """The files' paths."""
         return [printable(self.files[row].path) for row in rows.tolist()]
+
+    @cached_property
+    def folder(self) -> str:
+        """The folder that all of the files lie in; nothing, if they have none in common."""
+        try:
+            folder = os.path.commonpath({os.path.dirname(file.path) for file in self.files})
+        except ValueError:  # some paths are relative, or on another drive
+            return ""
+        return "" if os.path.dirname(folder) == folder else folder
+
+    def names(self, rows: Tensor) -> list[str]:
+        """The files' paths below ``folder``."""
+        paths = [self.files[row].path for row in rows.tolist()]
+        return [printable(os.path.relpath(path, self.folder) if self.folder else path) for path in paths]
+
+    def thumbnails(self, rows: Tensor, side: int) -> list[Image.Image]:
+        """The files as a person looks at them, no side beyond ``side``; of one that is gone, what was kept of it."""
+        return [self._thumbnail(row, side) for row in rows.tolist()]
+
+    def _thumbnail(self, row: int, side: int) -> Image.Image:
+        try:
+            with quiet():
+                return thumbnail(self.files[row].path, side, self.levels)
+        except Exception:  # a damaged file can raise nearly anything
+            return as_image(self.fetch(torch.tensor([row]))[0])
 
     def contents(self) -> Contents:
         """The files, to be compared."""

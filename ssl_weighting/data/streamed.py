@@ -5,19 +5,27 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ssl_weighting.data.base import Source
 from ssl_weighting.data.duplicates import Contents
 from ssl_weighting.data.files import one_line
-from ssl_weighting.data.image_pixels import DeepImageError, decode, decoded_or_grey, quiet
+from ssl_weighting.data.image_pixels import (
+    DeepImageError,
+    as_image,
+    decode,
+    decoded_or_grey,
+    quiet,
+    thumbnail,
+)
 from ssl_weighting.data.images import ImageFiles, Images
 from ssl_weighting.errors import UserError
 
@@ -130,11 +138,39 @@ class LabeledAndStreamed:
 
     def describe(self, rows: Tensor) -> list[str]:
         """The labelled files' paths; of a streamed example its number in the stream, from 0."""
+        return self._with_numbers(rows, self.given.describe)
+
+    @property
+    def folder(self) -> str:
+        """See :class:`~ssl_weighting.data.images.ImageFiles`: of the labelled files."""
+        return self.given.folder
+
+    def names(self, rows: Tensor) -> list[str]:
+        """See :meth:`describe`; the paths below ``folder``."""
+        return self._with_numbers(rows, self.given.names)
+
+    def _with_numbers(self, rows: Tensor, paths_of: Callable[[Tensor], list[str]]) -> list[str]:
         first = len(self.given.labels)
-        paths = iter(self.given.describe(rows[rows < first]))
+        paths = iter(paths_of(rows[rows < first]))
         return [
             next(paths) if row < first else f"example {row - first} of the stream" for row in rows.tolist()
         ]
+
+    def thumbnails(self, rows: Tensor, side: int) -> list[Image.Image]:
+        """See :class:`~ssl_weighting.data.images.ImageFiles`; a damaged one is grey."""
+        first, shown = len(self.given.labels), {}
+        for row in sorted(set(rows.tolist())):  # in order, so that a block is read once
+            if row < first:
+                (shown[row],) = self.given.thumbnails(torch.tensor([row]), side)
+                continue
+            try:
+                with quiet():
+                    shown[row] = thumbnail(BytesIO(self.reader[row - first]), side, self.given.levels)
+            except UserError:  # the stream itself ends early, say
+                raise
+            except Exception:  # a damaged file can raise nearly anything
+                shown[row] = as_image(self.fetch(torch.tensor([row]))[0])
+        return [shown[row] for row in rows.tolist()]
 
 
 class StreamedImages(Images):
@@ -191,10 +227,10 @@ class StreamedImages(Images):
             raise UserError(
                 f"data.image_column={column}: data.pool={self.pool} has the columns {', '.join(stream.column_names)}"
             )
-        from datasets import Image
+        import datasets
 
         assert self.pool_block is not None
-        encoded = stream.cast_column(column, Image(decode=False))
+        encoded = stream.cast_column(column, datasets.Image(decode=False))
         reader = StreamReader(encoded, column, self.pool_size, self.pool_block, f"data.pool={self.pool}")
         try:
             reader[0]
@@ -251,10 +287,10 @@ def _opened(pool: str, split: str) -> tuple[Any, str]:
 
 
 def _image_column(stream: Any, pool: str) -> str:
-    from datasets import Image
+    import datasets
 
     columns: list[str] = [
-        name for name, feature in (stream.features or {}).items() if isinstance(feature, Image)
+        name for name, feature in (stream.features or {}).items() if isinstance(feature, datasets.Image)
     ]
     if not columns:
         raise UserError(

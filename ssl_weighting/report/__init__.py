@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
+
+from ssl_weighting.errors import UserError
 
 
 def main(argv: list[str]) -> int:
@@ -13,7 +16,7 @@ def main(argv: list[str]) -> int:
         argv: ``RUN [RUN …] [--out DIR]``.
 
     Returns:
-        The exit status, 0.
+        The exit status: 0, or 2 if a page could not be drawn; the others are.
     """
     parser = argparse.ArgumentParser(prog="ssl-weighting report", description=__doc__, allow_abbrev=False)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
@@ -27,6 +30,11 @@ def main(argv: list[str]) -> int:
     from ssl_weighting.report.page import write_page
     from ssl_weighting.runs import Run
 
+    status = 0
     for run in [Run(directory) for directory in options.runs]:
-        print(write_page(run))
-    return 0
+        try:
+            print(write_page(run))
+        except UserError as error:
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            status = 2
+    return status

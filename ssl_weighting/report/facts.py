@@ -60,8 +60,8 @@ def what(run: Run) -> str:
     return " · ".join(p for p in [*parts, name(model.get("backbone")), name(data)] if p)
 
 
-def split_facts(run: Run, names: list[str]) -> list[tuple[str, str]]:
-    """Which examples there are, and what tells split and data from others."""
+def split_facts(run: Run, names: list[str], folder: str) -> list[tuple[str, str]]:
+    """Which examples there are, where, and what tells split and data from others."""
     split = run.split
     facts = [
         ("data set", split.data_set),
@@ -72,6 +72,8 @@ def split_facts(run: Run, names: list[str]) -> list[tuple[str, str]]:
         ("sha256 of the split", split.sha256()[:16] + "…"),
         ("sha256 of the data", split.checksum[:16] + "…"),
     ]
+    if folder:
+        facts.insert(1, ("folder of the images", on_one_line(folder, 300)))
     if names:
         shown = ", ".join(on_one_line(name, 40) for name in names[:40])
         facts.append(("classes", shown + (f" and {len(names) - 40} more" if len(names) > 40 else "")))

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from ssl_weighting.examples import descriptions, on_one_line, pictures
+from ssl_weighting.examples import names, on_one_line, pictures
 from ssl_weighting.report.charts import short
 from ssl_weighting.report.weight_charts import GROUPS
 from ssl_weighting.runs import Run
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ssl_weighting.data.base import SSLData
 
 LONGEST_TEXT = 1200
+PIXELATED = 64
+"""Pixels of the longer side, up to which pictures are shown pixel by pixel."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,15 @@ class Card:
 
     Attributes:
         text: Its path or text.
-        picture: A PNG as a data address, or nothing.
+        picture: An image as a data address, or nothing.
+        small: Whether its pixels are to be seen.
         facts: What is known of it.
         group: One of ``GROUPS``.
     """
 
     text: str
     picture: str
+    small: bool
     facts: list[tuple[str, str]]
     group: str
 
@@ -58,19 +60,19 @@ class Gallery:
 
 
 def cards(
-    run: Run, data: SSLData | None, names: list[str], groups: dict[str, np.ndarray], positions: np.ndarray
+    run: Run, data: SSLData | None, classes: list[str], groups: dict[str, np.ndarray], positions: np.ndarray
 ) -> list[Card]:
     """Examples as cards.
 
     Args:
         run: The run.
         data: Its data module, set up, if it is to be had.
-        names: Names of the classes, as far as they are known.
+        classes: Names of the classes, as far as they are known.
         groups: See :func:`ssl_weighting.report.weight_charts.groups_of`.
         positions: (n,) int64, in the unlabelled list.
     """
     rows = run.weights.take(positions).to_pylist()
-    texts = [f"row {row['index']}" for row in rows] if data is None else descriptions(data, positions)
+    texts = [f"row {row['index']}" for row in rows] if data is None else names(data, positions)
     images = None if data is None else pictures(data, positions)
     made = []
     for i, (row, text) in enumerate(zip(rows, texts, strict=True)):
@@ -78,11 +80,12 @@ def cards(
         facts = [("weight", f"{row['weight']:.3f}"), ("influence", short_or_none(row["influence"]))]
         if row["pseudo_label"] is not None:
             facts.append(
-                ("taken for", f"{_class(names, row['pseudo_label'])} ({100 * row['confidence']:.0f} %)")
+                ("taken for", f"{_class(classes, row['pseudo_label'])} ({100 * row['confidence']:.0f} %)")
             )
         if row["label"] is not None:
-            facts.append(("label given" if group == "given" else "really", _class(names, row["label"])))
-        made.append(Card(_cut(text), _data_address(images[i]) if images else "", facts, group))
+            facts.append(("label given" if group == "given" else "really", _class(classes, row["label"])))
+        address = _data_address(images[i]) if images else ""
+        made.append(Card(_cut(text), address, address.startswith("data:image/png"), facts, group))
     return made
 
 
@@ -100,8 +103,8 @@ def _cut(text: str) -> str:
     return text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT] + "…"
 
 
-def _data_address(picture: Tensor) -> str:
-    """A picture uint8 (1 or 3, height, width) as a PNG inside an address."""
-    file = BytesIO()
-    Image.fromarray(picture.permute(1, 2, 0).squeeze(-1).numpy()).save(file, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+def _data_address(picture: Image.Image) -> str:
+    """A picture inside an address: a small one as it is, a larger one as a photograph."""
+    file, kind = BytesIO(), "png" if max(picture.size) <= PIXELATED else "jpeg"
+    picture.save(file, kind, optimize=True)
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"

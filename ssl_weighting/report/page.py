@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ssl_weighting.errors import UserError
-from ssl_weighting.examples import extremes, none_stands_out
+from ssl_weighting.examples import extremes, none_stands_out, pictured
 from ssl_weighting.files import whole_file
 from ssl_weighting.report.charts import Series, curves, legend
 from ssl_weighting.report.facts import configuration, split_facts, tiles, timing_facts, what
@@ -27,10 +27,12 @@ if TYPE_CHECKING:
 
 GALLERY = 16
 """Examples of each kind in the gallery."""
+BY_NUMBER = '<meta name="examples" content="numbers">'
+"""In the head of a page without pictures and texts."""
 
 
 def write_page(run: Run, data: SSLData | None = None) -> Path:
-    """Write ``report.html`` into a run's folder; one that is there is drawn anew.
+    """Write ``report.html`` into a run's folder; one that is there is drawn anew, unless it shows more.
 
     Args:
         run: The run.
@@ -41,7 +43,8 @@ def write_page(run: Run, data: SSLData | None = None) -> Path:
         The page's path.
 
     Raises:
-        UserError: If a file of the run is missing or damaged.
+        UserError: If a file of the run is missing or damaged, or if the page that is there shows pictures or texts, and
+            the new one could not.
     """
     missing = ""
     if data is None:
@@ -50,10 +53,21 @@ def write_page(run: Run, data: SSLData | None = None) -> Path:
         except UserError as error:
             missing = str(error)
     path = run.directory / "report.html"
+    if missing and path.is_file() and BY_NUMBER not in _start(path):
+        raise UserError(
+            f"{path}: stays as it is, since a page of now would name the examples by number only ({missing}); move it "
+            "away to have one drawn"
+        )
     page = render(run, data, missing)
     with whole_file(path) as partial:
         partial.write_text(page, encoding="utf-8")
     return path
+
+
+def _start(page: Path) -> str:
+    """The start of a page that is there, before anything that is in the data."""
+    with page.open("rb") as file:
+        return file.read(1000).decode(errors="replace")
 
 
 def render(run: Run, data: SSLData | None, missing: str = "") -> str:
@@ -67,6 +81,7 @@ def render(run: Run, data: SSLData | None, missing: str = "") -> str:
     names = data.class_names if data is not None else []
     known = data.num_classes if data is not None else None
     groups = groups_of(run, known)
+    files = pictured(data) if data is not None else None
     environment = Environment(
         loader=PackageLoader("ssl_weighting.report", "."),
         autoescape=True,
@@ -90,7 +105,7 @@ def render(run: Run, data: SSLData | None, missing: str = "") -> str:
         missing=missing,
         galleries=_galleries(run, data, names, groups),
         what=what(run),
-        split=split_facts(run, names),
+        split=split_facts(run, names, files.folder if files is not None else ""),
         timing=timing_facts(run),
         configuration=configuration(run),
     )

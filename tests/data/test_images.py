@@ -331,3 +331,29 @@ def test_without_a_test_set_the_pool_is_predicted(folders):
     assert data(folders, test=folders / "test").predict_on == "test"
     with pytest.raises(UserError, match=r"data\.test: images has no test set"):
         data(folders).setup("test")
+
+
+def test_a_person_sees_the_files_and_not_what_the_network_sees(folders):
+    Image.new("L", (900, 600), 90).save(folders / "pool" / "large.png")
+    d = data(folders)
+    d.setup()
+    source = d.sets["unlabeled"].source
+    names = dict(zip(source.names(d.sets["unlabeled"].rows), d.sets["unlabeled"].rows.tolist(), strict=True))
+    assert "pool/b/c/2.png" in names
+    assert any(name.startswith("labeled/red/") for name in names)
+    assert source.folder == str(folders)
+    chosen = torch.tensor([names["pool/large.png"], names["pool/b/c/2.png"]])
+    assert [image.size for image in source.thumbnails(chosen, 240)] == [(240, 160), (16, 40)]
+    (folders / "pool" / "large.png").unlink()
+    (kept,) = source.thumbnails(chosen[:1], 240)
+    assert kept.size == (16, 16), "what was kept of it"
+    assert kept.getpixel((3, 3)) == (90, 90, 90)
+
+
+def test_files_without_a_folder_in_common_have_whole_paths(folders, monkeypatch):
+    monkeypatch.chdir(folders)
+    d = data(folders, labeled="labeled")
+    d.setup()
+    source = d.sets["unlabeled"].source
+    assert source.folder == ""
+    assert source.names(d.sets["unlabeled"].rows) == source.describe(d.sets["unlabeled"].rows)

@@ -228,3 +228,13 @@ def test_a_run_with_weights_for_what_streams(folder, monkeypatch, capsys):
     assert table["path"][8:] == [f"example {number} of the stream" for number in range(POOL)]
     assert max(table["updates"]) > 0
     assert "example" in capsys.readouterr().out
+
+
+def test_thumbnails_show_the_whole_image(folder):
+    source = data(folder).sets["unlabeled"].source
+    first = len(source.given.labels)
+    shown = source.thumbnails(torch.tensor([first + 31, 5, first + 2]), 240)
+    assert [image.size for image in shown] == [(16, 16), (21, 16), (16, 16)]
+    assert [image.getpixel((0, 0)) for image in shown] == [(31, 224, 7), (255, 0, 0), (2, 253, 7)]
+    assert source.names(torch.tensor([first + 31, 5])) == ["example 31 of the stream", "cat/5.png"]
+    assert source.folder == str(folder / "labeled")

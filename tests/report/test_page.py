@@ -134,10 +134,24 @@ def test_without_the_data_the_page_says_so(copy):
     config = yaml.safe_load((copy / "config.yaml").read_text())
     config["data"] = {"class_path": "Cifar10", "init_args": {"root": "nowhere", "download": False}}
     (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    (copy / "report.html").unlink()
     page = write_page(Run(copy)).read_text()
     assert "the data could not be read: data.root=nowhere" in page
     assert "data:image/png" not in page
     assert "row " in page
+    assert write_page(Run(copy)).is_file(), "one by number replaces one by number"
+
+
+def test_a_good_page_is_not_replaced_by_a_poorer_one(copy, tiny_run, capsys):
+    config = yaml.safe_load((copy / "config.yaml").read_text())
+    config["data"] = {"class_path": "Cifar10", "init_args": {"root": "nowhere", "download": False}}
+    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    before = (copy / "report.html").read_bytes()
+    assert main(["report", str(copy), str(tiny_run)]) == 2
+    said = capsys.readouterr()
+    assert re.search(r"report.html: stays as it is, .*data.root=nowhere.*; move it away", said.err)
+    assert said.out.strip() == str(tiny_run / "report.html"), "the other page is drawn"
+    assert (copy / "report.html").read_bytes() == before
 
 
 def test_a_run_whose_weights_did_not_move(copy):
