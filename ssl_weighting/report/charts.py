@@ -92,8 +92,8 @@ class Axes:
 
         Args:
             y_text: Writes a number of the vertical axis.
-            x_ticks: Places on the horizontal axis and the numbers there; those with no room are left out. Default: the
-                axis' own.
+            x_ticks: Places on the horizontal axis and the numbers there, of which three digits are written; those with
+                no room are left out. Default: the axis' own.
         """
         frame = []
         for value in _ticks(*self.y, 5):
@@ -109,7 +109,8 @@ class Axes:
             if x < free:
                 continue
             free = x + ROOM
-            frame.append(f'<text x="{x:.1f}" y="{y + 16}" text-anchor="middle">{escape(short(value))}</text>')
+            number = escape(short(value if x_ticks is None else float(f"{value:.3g}")))
+            frame.append(f'<text x="{x:.1f}" y="{y + 16}" text-anchor="middle">{number}</text>')
         frame.append(
             f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM}"/>'
             f'<text class="label" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">'

@@ -23,12 +23,11 @@ def tiles(run: Run) -> list[tuple[str, str]]:
     for key, name in (("test/error", "test error"), ("validation/error", "validation error")):
         if (value := _newest(run, key)) is not None:
             figures.append((name, f"{100 * value:.2f} %"))
-    figures += [
-        ("θ steps", f"{steps:,} of {run.config['trainer'].get('max_steps', 0):,}"),
-        ("unlabelled examples moved", f"{moved:,} of {len(weight):,}"),
-        ("mean weight", f"{weight.mean():.3f}"),
-        ("least and largest weight", f"{weight.min():.3f} … {weight.max():.3f}"),
-    ]
+    figures.append(("θ steps", f"{steps:,} of {run.config['trainer'].get('max_steps', 0):,}"))
+    figures.append(("unlabelled examples moved", f"{moved:,} of {len(weight):,}"))
+    if moved:
+        figures.append(("mean weight", f"{weight.mean():.3f}"))
+        figures.append(("least and largest weight", f"{weight.min():.3f} … {weight.max():.3f}"))
     if run.timing:
         figures.append(("training time", duration(run.timing["seconds"])))
     return figures

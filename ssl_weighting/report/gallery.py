@@ -79,9 +79,8 @@ def cards(
         group = next(GROUPS[name] for name, mask in groups.items() if mask[positions[i]])
         facts = [("weight", f"{row['weight']:.3f}"), ("influence", short_or_none(row["influence"]))]
         if row["pseudo_label"] is not None:
-            facts.append(
-                ("taken for", f"{_class(classes, row['pseudo_label'])} ({100 * row['confidence']:.0f} %)")
-            )
+            confidence = f"{100 * row['confidence']:.0f}\N{NO-BREAK SPACE}%"
+            facts.append(("taken for", f"{_class(classes, row['pseudo_label'])} ({confidence})"))
         if row["label"] is not None:
             facts.append(("label given" if group == "given" else "really", _class(classes, row["label"])))
         address = _data_address(images[i]) if images else ""

@@ -11,6 +11,8 @@ from ssl_weighting.report.charts import Axes, histogram, legend, shades, stacked
 from ssl_weighting.runs import Run, WeightHistory
 
 COLUMNS, BINS = 60, 40  # of the picture of Λ over training
+NARROWEST = 0.01
+"""Range of weights that an axis shows at least; of less its numbers would all read the same."""
 JUDGED = {"pseudo-label right": "right", "pseudo-label wrong": "wrong", "foreign class": "foreign"}
 GROUPS = JUDGED | {
     "label unknown": "unknown",
@@ -53,9 +55,11 @@ def _known_classes(run: Run) -> int:
 
 
 def weight_charts(run: Run, groups: dict[str, np.ndarray]) -> list[tuple[str, str, Markup]]:
-    """Title, explanation and picture of everything that is known of the weights that moved."""
+    """Title, explanation and picture of everything that is known of the weights; nothing if none moved."""
     weight = run.weights["weight"].to_numpy().astype(np.float64)  # float32: too coarse for narrow bins
     moved = run.weights["updates"].to_numpy() > 0
+    if not moved.any():
+        return []
     charts = []
     history = run.weight_history
     if history is not None and len(history.steps) > 1:
@@ -68,8 +72,6 @@ def weight_charts(run: Run, groups: dict[str, np.ndarray]) -> list[tuple[str, st
         )
     shown = {name: weight[mask & moved] for name, mask in groups.items() if (mask & moved).any()}
     css = [GROUPS[name] for name in shown]
-    if not shown:
-        return charts
     charts.append(
         (
             "Weights at the end",
@@ -105,7 +107,7 @@ def _history_chart(history: WeightHistory, mean: tuple[np.ndarray, np.ndarray] |
     steps = history.steps[chosen].astype(np.float64)
     low = float(history.low.min())
     high = _almost_all(history)
-    edges = np.linspace(low, max(high, low + 1e-6), BINS + 1)
+    edges = np.linspace(low, max(high, low + NARROWEST), BINS + 1)
     shares = np.stack([_rebinned(history, t, edges) for t in chosen])
     middles = (steps[:-1] + steps[1:]) / 2
     borders = np.concatenate([[steps[0]], middles, [steps[-1]]])
@@ -144,7 +146,7 @@ def _confidence_chart(confidence: np.ndarray, weight: np.ndarray) -> Markup:
         confidence,
         weight,
         (36, 28),
-        ((float(confidence.min()), max(1.0, float(confidence.max()))), (low, max(high, low + 1e-6))),
+        ((float(confidence.min()), max(1.0, float(confidence.max()))), (low, max(high, low + NARROWEST))),
     )
     axes = Axes(
         (float(x_edges[0]), float(x_edges[-1])), (float(y_edges[0]), float(y_edges[-1])),

@@ -221,13 +221,18 @@ def test_a_data_worker_that_meets_the_end_says_so_in_one_line(folder, monkeypatc
 
 def test_a_run_with_weights_for_what_streams(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
-    assert fit() == 0
+    assert fit(**{"model.update_masked": "true"}) == 0
     (run,) = (folder / "runs").glob("*/*")
     assert main(["weights", str(run), "--export", "all.parquet"]) == 0
     table = pq.read_table("all.parquet").to_pydict()
     assert table["path"][8:] == [f"example {number} of the stream" for number in range(POOL)]
     assert max(table["updates"]) > 0
     assert "example" in capsys.readouterr().out
+    page = (run / "report.html").read_text()
+    assert " of the stream</p>" in page
+    assert "data:image/png" in page
+    assert "trained with its label" in page
+    assert "Telling good from bad" not in page, "there are no labels but those that were trained with"
 
 
 def test_thumbnails_show_the_whole_image(folder):
