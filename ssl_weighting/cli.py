@@ -28,13 +28,13 @@ class Entry(NamedTuple):
         summary: What it does, in a line of help.
         main: Where ``main(argv)`` stands that returns the exit status, ``module`` or ``module:function``; empty for
             those of Lightning's command line.
-        takes: What its first argument is, for completion: ``recipe``, ``run``, ``file``, ``shell`` or nothing.
+        takes: What its first argument is, for completion: ``recipe``, ``run``, ``shell`` or nothing.
     """
 
     usage: str
     summary: str
     main: str = ""
-    takes: Literal["recipe", "run", "file", "shell", ""] = ""
+    takes: Literal["recipe", "run", "shell", ""] = ""
 
 
 COMMANDS = {
@@ -47,18 +47,14 @@ COMMANDS = {
     "recipes": Entry("", "list the recipes that come along", "ssl_weighting.recipes"),
     "fit": Entry("--config RECIPE", "train; add --key value to change anything", takes="recipe"),
     "weights": Entry("RUN --clean FILE", "which examples did harm", "ssl_weighting.export", "run"),
-    "report": Entry(
-        "RUN", "a page (fit writes it too); RUN ... --out DIR: tables", "ssl_weighting.report", "run"
-    ),
+    "report": Entry("RUN", "a page (fit writes it too)", "ssl_weighting.report", "run"),
     "predict": Entry(
         "--ckpt_path RUN/checkpoints/last.ckpt", "class probabilities, as parquet", takes="recipe"
     ),
     "test": Entry("--ckpt_path RUN/checkpoints/last.ckpt", "test error", takes="recipe"),
     "validate": Entry("--ckpt_path RUN/checkpoints/last.ckpt", "validation error", takes="recipe"),
-    "study": Entry("FILE", "a grid of runs", "ssl_weighting.study", "file"),
     "paraphrase": Entry("", "translated copies of texts, for UDA", "ssl_weighting.paraphrase"),
     "dashboard": Entry("", "a dashboard of W&B", "ssl_weighting.dashboard"),
-    "bench": Entry("", "speed and memory", "ssl_weighting.bench"),
     "completion": Entry("bash", "the shell's Tab key", "ssl_weighting.completion", "shell"),
 }
 

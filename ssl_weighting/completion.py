@@ -56,8 +56,7 @@ def _grammar() -> argparse.ArgumentParser:
         elif entry.takes == "shell":
             command.add_argument("shell", choices=shtab.SUPPORTED_SHELLS)
         elif entry.takes:
-            kind = shtab.FILE if entry.takes == "file" else shtab.DIRECTORY
-            command.add_argument(entry.takes).complete = kind  # type: ignore[attr-defined]
+            command.add_argument(entry.takes).complete = shtab.DIRECTORY  # type: ignore[attr-defined]
     return grammar
 
 

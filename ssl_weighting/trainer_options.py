@@ -73,7 +73,7 @@ OPTIONS: dict[str, TrainerOption] = {
     "use_distributed_sampler": _refused("batches are divided among processes already; leave it out"),
     "reload_dataloaders_every_n_epochs": _refused("batches are drawn by seed and number; leave it out"),
     "default_root_dir": _refused("give --runs DIR, the folder that run folders go into"),
-    "barebones": _refused("`ssl-weighting bench` measures speed"),
+    "barebones": _refused("the run's timing.json tells its speed; leave it out"),
     "model_registry": _refused("no model is uploaded; leave it out"),
 }
 
@@ -83,7 +83,7 @@ CALLBACKS_REFUSED = {
     "EMAWeightAveraging": "θ is averaged already; give --model.ema_decay",
     "GradientAccumulationScheduler": "give --model.accumulate",
     "BatchSizeFinder": "give --data.labeled_batch_size and --data.unlabeled_batch_size",
-    "LearningRateFinder": "give --model.optimizer.lr; `ssl-weighting study` compares several",
+    "LearningRateFinder": "give --model.optimizer.lr",
     "BackboneFinetuning": "a Transformer's layers are frozen by --model.backbone.frozen_layers",
     "ModelPruning": "the average of θ would not be pruned",
     "OnExceptionCheckpoint": "every run keeps its last checkpoint; leave it out",

@@ -8,11 +8,11 @@ import torch
 from lightning.pytorch import Callback, seed_everything
 from torch import nn
 
+from lab.speed.loop import bare_trainer
 from ssl_weighting.algorithms.fixmatch import FixMatch
 from ssl_weighting.algorithms.uda import UDA
 from ssl_weighting.backbones.base import Classifier
 from ssl_weighting.backbones.wide_resnet import WideResNet
-from ssl_weighting.bench.loop import bare_trainer
 from ssl_weighting.data import Digits
 from ssl_weighting.errors import UserError
 from ssl_weighting.influence.identity import Identity

@@ -1,6 +1,5 @@
 """Any configuration trains two steps or is refused before, in one line."""
 
-import importlib.util
 import tempfile
 from pathlib import Path
 
@@ -8,10 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "random_configurations.py"
-spec = importlib.util.spec_from_file_location("random_configurations", SCRIPT)
-random_configurations = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(random_configurations)
+from lab.claims import random_configurations
 
 
 @st.composite

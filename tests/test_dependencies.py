@@ -171,7 +171,7 @@ def test_without_sentencepiece(monkeypatch):
 
 
 def test_without_the_peers(without, capsys):
-    from ssl_weighting.bench.timing import say_missing
+    from lab.speed.timing import say_missing
 
     without("opacus", "backpack")
     say_missing(["json", "opacus", "backpack"])

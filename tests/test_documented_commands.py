@@ -32,7 +32,8 @@ import yaml
 from markdown_it import MarkdownIt
 from PIL import Image
 
-from ssl_weighting.bench import influence, memory, per_example_gradient, throughput
+from lab.__main__ import main as laboratory
+from lab.speed import influence, memory, per_example_gradient, throughput
 from ssl_weighting.cli import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,7 +57,6 @@ LOOKED_AT = {
 # Commands of ssl-weighting of which only the command line is parsed, and why.
 ONLY_PARSED = {
     "demo": "about two minutes: `.ci/run` runs it on every commit",
-    "study": "many whole runs: the file it names has to exist",
     "dashboard": "needs an account at W&B",
     "paraphrase": "needs two translation models",
 }
@@ -151,7 +151,7 @@ class Workshop:
             shutil.copytree(given["tiny_run"], folder / name)
             config = folder / name / "config.yaml"
             config.write_text(config.read_text().replace("seed_everything: 0", f"seed_everything: {seed}"))
-        for name in ("data", "benchmarks/results"):
+        for name in ("data", "lab/results"):
             (folder / name).mkdir(parents=True)
         for name in ("DIR", "data/cifar10", "data/svhn"):
             shutil.copytree(given["image_sets"], folder / name)
@@ -167,7 +167,7 @@ class Workshop:
             self.run_yaml(passage)
         elif passage.kind == "name":
             program, name = passage.text.split()
-            assert (ROOT / name).is_file() if program == "python" else name in NAMES
+            assert name in NAMES if program == "ssl-weighting" else (ROOT / name).is_file()
         elif passage.text.split()[0] in SHELL:
             subprocess.run(["bash", "-euc", passage.text], check=True)
         else:
@@ -191,13 +191,26 @@ class Workshop:
                 parse_only(lambda: main(words), patch)
                 self.leave_what_it_would(words)
                 return
-            if words[0] == "bench":
-                cut_benches(patch)
             try:
                 status = main(self.supplied(words) + self.budget(words))
             except SystemExit as end:  # --help
                 status = end.code or 0
         assert status == 0
+
+    def laboratory(self, words: list[str]) -> None:
+        """Run it in this process, with less to do: of a study only the command line is parsed, many whole runs."""
+        with self.monkeypatch.context() as patch:
+            if words[:1] == ["study"]:
+                assert all((ROOT / word).exists() for word in words if word.endswith((".yaml", ".yml")))
+                parse_only(lambda: laboratory(words), patch)
+                if "--out" in words:  # for those that follow, an earlier one's table
+                    out = self.folder / words[words.index("--out") + 1]
+                    out.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(ROOT / "docs" / "results" / "digits_dirty_pool.csv", out / "runs.csv")
+                return
+            cut_benches(patch)
+            words = [str(ROOT / word) if word.startswith("lab/studies/") else word for word in words]
+            assert laboratory(words) == 0
 
     def leave_what_it_would(self, words: list[str]) -> None:
         """The output of a command that is only parsed, for those that follow: a study's is an earlier one's table."""
@@ -206,9 +219,6 @@ class Workshop:
         out = self.folder / words[words.index("--out") + 1]
         if words[0] == "paraphrase":
             write_paraphrases(out)
-        elif words[0] == "study":
-            out.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / "docs" / "results" / "digits_dirty_pool.csv", out / "runs.csv")
 
     def supplied(self, words: list[str]) -> list[str]:
         """Make the data that `init` is told of, whatever its name; encoders are the tiny one. A second RUN is another."""
@@ -243,6 +253,12 @@ class Workshop:
     def python(self, words: list[str]) -> None:
         if words[:2] == ["-m", "ssl_weighting"]:
             self.ssl_weighting(words[2:])
+        elif words[:2] == ["-m", "lab"]:
+            self.laboratory(words[2:])
+        elif words[0] == "-m" and words[1].startswith("lab."):
+            with self.monkeypatch.context() as patch:
+                patch.setattr(sys, "argv", words[1:])
+                parse_only(lambda: runpy.run_module(words[1], run_name="__main__"), patch)
         elif words[0] == "-m":
             assert importlib.util.find_spec(words[1]), words[1]
         else:
@@ -492,10 +508,10 @@ def test_the_demo_is_run_by_ci():
         "ssl-weighting fit --config no_such_recipe",
         "ssl-weighting no_such_command",
         "ssl-weighting demo --no-such-option",
-        "ssl-weighting study experiments/no_such_study.yaml",
+        "python -m lab study lab/studies/no_such_study.yaml",
         "ssl-weighting weights RUN --no-such-option",
-        "python benchmarks/influence_truth.py --no-such-option 3",
-        "python benchmarks/no_such_script.py",
+        "python -m lab.claims.influence_truth --no-such-option 3",
+        "python -m lab.claims.no_such_script",
         "make no-such-target",
         "docker build -f docker/Dockerfile --build-arg NO_SUCH=1 -t x .",
         "docker run ssl-weighting:cpu fit --config no_such_recipe",

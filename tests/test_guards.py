@@ -9,12 +9,12 @@ import pytest
 import torch
 from discovered import every_method, every_solver
 
+from lab.speed.loop import bare_trainer
 from ssl_weighting.algorithms.fixmatch import FixMatch
 from ssl_weighting.algorithms.uda import UDA
 from ssl_weighting.augment import CTAugment
 from ssl_weighting.backbones.base import Backbone
 from ssl_weighting.backbones.conv import SmallConvNet
-from ssl_weighting.bench.loop import bare_trainer
 from ssl_weighting.data import Digits
 from ssl_weighting.errors import NonFiniteError, UnsolvedError, UserError
 from ssl_weighting.influence import Influence

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lab.speed.floor import METHODS
+from lab.speed.loop import bare_trainer
 from ssl_weighting.augment import RandAugment
 from ssl_weighting.backbones.wide_resnet import WideResNet
-from ssl_weighting.bench.floor import METHODS
-from ssl_weighting.bench.loop import bare_trainer
 from ssl_weighting.data import Digits
 from ssl_weighting.guards import FiniteGuard
 from ssl_weighting.module import SSLModule

@@ -6,11 +6,11 @@ import pytest
 import torch
 from lightning.pytorch import seed_everything
 
+from lab.speed.loop import bare_trainer
 from ssl_weighting.algorithms.fixmatch import FixMatch
 from ssl_weighting.algorithms.supervised import Supervised
 from ssl_weighting.algorithms.uda import UDA
 from ssl_weighting.backbones.conv import SmallConvNet
-from ssl_weighting.bench.loop import bare_trainer
 from ssl_weighting.data import Digits
 from ssl_weighting.data.base import Stream
 from ssl_weighting.errors import NonFiniteError, UserError

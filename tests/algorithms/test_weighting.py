@@ -5,6 +5,7 @@ import torch
 from lightning.pytorch import seed_everything
 from torch.func import functional_call
 
+from lab.speed.loop import bare_trainer
 from ssl_weighting.algorithms.fixmatch import FixMatch
 from ssl_weighting.algorithms.flexmatch import FlexMatch
 from ssl_weighting.algorithms.freematch import FreeMatch
@@ -17,7 +18,6 @@ from ssl_weighting.algorithms.uda import UDA
 from ssl_weighting.algorithms.vat import VAT
 from ssl_weighting.augment import CTAugment
 from ssl_weighting.backbones.conv import SmallConvNet
-from ssl_weighting.bench.loop import bare_trainer
 from ssl_weighting.data import Digits
 from ssl_weighting.influence import ExactLastLayer
 from ssl_weighting.module import SSLModule

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ssl_weighting.bench.timing import Options, set_up
-from ssl_weighting.bench.timing import terms as bench_terms
+from lab.speed.timing import Options, set_up
+from lab.speed.timing import terms as bench_terms
 from ssl_weighting.errors import UserError
 from ssl_weighting.influence import larsen
 from ssl_weighting.influence.conjugate_gradient import ConjugateGradient
