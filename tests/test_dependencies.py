@@ -15,14 +15,10 @@ from ssl_weighting.errors import UserError
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ssl_weighting"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-EXTRAS = {
-    "timm": "timm",
-    "wandb_workspaces": "dashboard",
-    "backpack": "peers",
-    "opacus": "peers",
-    "curvlinops": "peers",
-}
+EXTRAS = {"timm": "timm", "wandb_workspaces": "dashboard"}
 """Modules of an extra: a test below says what happens without each."""
+PEERS = {"backpack", "opacus", "curvlinops"}
+"""What the laboratory alone imports, of the extra of that name."""
 METHODS = {"to_pandas": "pandas", "from_pandas": "pandas", "read_pandas": "pandas", "to_polars": "polars"}
 """Methods of installed libraries that import another one."""
 CHECKOUTS = {"train", "models", "semilearn"}
@@ -59,7 +55,7 @@ def imported(folder):
     for file in sorted(folder.rglob("*.py")):
         for module in modules_of(ast.parse(file.read_text(encoding="utf-8"))):
             top = module.partition(".")[0]
-            if top not in sys.stdlib_module_names | {"ssl_weighting"} | CHECKOUTS:
+            if top not in sys.stdlib_module_names | {"ssl_weighting", folder.name} | CHECKOUTS:
                 found.setdefault(top, set()).add(str(file.relative_to(folder)))
     return found
 
@@ -77,6 +73,18 @@ def test_every_import_is_declared():
         if module not in EXTRAS and not providers(module) & core
     }
     assert not missing, "not among the dependencies of pyproject.toml"
+
+
+def test_the_laboratory_imports_what_is_declared():
+    core = declared(PROJECT["dependencies"])
+    found = imported(ROOT / "lab")
+    assert {module for module in found if not providers(module) & core} <= PEERS
+    assert PEERS <= set(found)
+    assert all(providers(module) & declared(PROJECT["optional-dependencies"]["peers"]) for module in PEERS)
+
+
+def test_the_product_does_not_know_the_laboratory():
+    assert "lab" not in imported(PACKAGE)
 
 
 def test_modules_of_an_extra_are_declared_by_it():
@@ -176,5 +184,5 @@ def test_without_the_peers(without, capsys):
     without("opacus", "backpack")
     say_missing(["json", "opacus", "backpack"])
     assert capsys.readouterr().out == (
-        "no row of opacus, backpack: not installed; pip install 'ssl-weighting[peers]'\n"
+        "no row of opacus, backpack: not installed; pip install --editable '.[peers]'\n"
     )

@@ -368,7 +368,7 @@ def machine(device: str) -> str:
 def say_missing(peers: Iterable[str]) -> None:
     """One line on the rivals that have no row, for they are not installed."""
     if missing := [peer for peer in peers if importlib.util.find_spec(peer) is None]:
-        print(f"no row of {', '.join(missing)}: not installed; pip install 'ssl-weighting[peers]'")
+        print(f"no row of {', '.join(missing)}: not installed; pip install --editable '.[peers]'")
 
 
 def report(title: str, rows: list[Row], reference_seconds: float, options: Options) -> None:
