@@ -14,8 +14,8 @@ from matplotlib.ticker import MaxNLocator
 
 WIDTH, HEIGHT = 420, 250
 LEFT, RIGHT, TOP, BOTTOM = 50, 18, 26, 36
-ROOM = 36
-"""Width of a number under the axis."""
+DIGIT = 7
+"""Width of a digit."""
 COLOURS = 8  # the style sheet has c0 to c7
 
 Series = Mapping[str, tuple[np.ndarray, np.ndarray]]
@@ -102,15 +102,16 @@ class Axes:
             frame.append(
                 f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{escape(y_text(value))}</text>'
             )
-        free = 0.0
+        free = 0.0  # up to where numbers are written
         for place, value in x_ticks or [(tick, tick) for tick in _ticks(*self.x, 6)]:
             x, y = float(self.px(place)), HEIGHT - BOTTOM
             frame.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{y}" y2="{y + 4}"/>')
-            if x < free:
+            number = short(value if x_ticks is None else float(f"{value:.3g}"))
+            half = len(number) * DIGIT / 2
+            if x - half < free:
                 continue
-            free = x + ROOM
-            number = escape(short(value if x_ticks is None else float(f"{value:.3g}")))
-            frame.append(f'<text x="{x:.1f}" y="{y + 16}" text-anchor="middle">{number}</text>')
+            free = x + half + DIGIT
+            frame.append(f'<text x="{x:.1f}" y="{y + 16}" text-anchor="middle">{escape(number)}</text>')
         frame.append(
             f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM}"/>'
             f'<text class="label" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">'

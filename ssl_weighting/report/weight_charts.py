@@ -11,7 +11,7 @@ from ssl_weighting.report.charts import Axes, histogram, legend, shades, stacked
 from ssl_weighting.runs import Run, WeightHistory
 
 COLUMNS, BINS = 60, 40  # of the picture of Λ over training
-NARROWEST = 0.01
+NARROWEST = 0.02
 """Range of weights that an axis shows at least; of less its numbers would all read the same."""
 JUDGED = {"pseudo-label right": "right", "pseudo-label wrong": "wrong", "foreign class": "foreign"}
 GROUPS = JUDGED | {
@@ -105,8 +105,7 @@ def _history_chart(history: WeightHistory, mean: tuple[np.ndarray, np.ndarray] |
     """Λ's histograms beside each other, each on the same bins."""
     chosen = np.unique(np.linspace(0, len(history.steps) - 1, COLUMNS).round().astype(int))
     steps = history.steps[chosen].astype(np.float64)
-    low = float(history.low.min())
-    high = _almost_all(history)
+    low, high = _range(history)
     edges = np.linspace(low, max(high, low + NARROWEST), BINS + 1)
     shares = np.stack([_rebinned(history, t, edges) for t in chosen])
     middles = (steps[:-1] + steps[1:]) / 2
@@ -121,18 +120,28 @@ def _history_chart(history: WeightHistory, mean: tuple[np.ndarray, np.ndarray] |
     return legend(["examples", "mean"], ["heat", "c1"]) + axes.svg()
 
 
-def _almost_all(history: WeightHistory) -> float:
-    """The weight that at every time no more than one in a thousand exceeds: few outliers would squeeze the rest."""
-    bounds = []
-    for low, high, counts in zip(history.low, history.high, history.counts, strict=True):
+def _all_equal(history: WeightHistory, t: int) -> float | None:
+    """The weight of all, if it is the same: they are in one bin then, from half a unit below to half a unit above it."""
+    alone = (history.counts[t] > 0).sum() == 1
+    return float(history.low[t] + history.high[t]) / 2 if alone else None
+
+
+def _range(history: WeightHistory) -> tuple[float, float]:
+    """The least weight, and one that at no time more than one in a thousand exceed: outliers would squeeze the rest."""
+    lows, highs = [], []
+    for t, (low, high, counts) in enumerate(zip(history.low, history.high, history.counts, strict=True)):
+        equal = _all_equal(history, t)
         reached = np.searchsorted(counts.cumsum(), 0.999 * counts.sum())
-        bounds.append(low + (high - low) * (reached + 1) / len(counts))
-    return float(max(bounds))
+        lows.append(low if equal is None else equal)
+        highs.append(low + (high - low) * (reached + 1) / len(counts) if equal is None else equal)
+    return float(min(lows)), float(max(highs))
 
 
 def _rebinned(history: WeightHistory, t: int, edges: np.ndarray) -> np.ndarray:
     """The share of weights between edges (n + 1,), taking those in a bin to be spread evenly. Returns (n,)."""
-    counts = history.counts[t]
+    counts, equal = history.counts[t], _all_equal(history, t)
+    if equal is not None:
+        return np.histogram([equal], edges)[0].astype(np.float64)
     own = np.linspace(history.low[t], history.high[t], len(counts) + 1)
     below = np.interp(edges, own, np.concatenate([[0.0], counts.cumsum()]) / max(counts.sum(), 1))
     shares: np.ndarray = np.diff(below)

@@ -4,6 +4,7 @@ import re
 import shutil
 import time
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -214,6 +215,26 @@ def test_a_run_with_fixed_weights_names_no_influence(copy):
     subtitle = re.search('<p class="soft">UDA.*</p>', render(Run(copy), None))[0]
     assert "UDA · fixed weights λ = 1 · " in subtitle
     assert influence not in subtitle
+
+
+def test_no_axis_shows_weights_that_nobody_had(copy):
+    rows = (copy / "weights_history.csv").read_text().splitlines()
+    bins = ["0.0"] * 64
+    bins[32] = str(float(len(Run(copy).weights)))
+    rows[1] = ",".join(["0", "-0.5", "0.5", *bins])  # all 0, as numpy bins them
+    (copy / "weights_history.csv").write_text("\n".join(rows) + "\n")
+    page = render(Run(copy), None)
+    over_training = page[page.index("Weights over training") :].partition("</figure>")[0]
+    numbers = [float(text) for text in re.findall('text-anchor="end">(.*?)<', over_training)]
+    assert min(numbers) == 0
+
+
+def test_numbers_of_narrow_bars_do_not_overlap():
+    values = np.repeat([0.0, 0.00156, 0.5, 0.7512, 2.0], [500, 5, 120, 30, 345])
+    picture = stacked({"right": values}, ["c0"], "")
+    texts = re.findall('<text x="(.*?)" y=".*?" text-anchor="middle">(.*?)<', picture)
+    places = [(float(x) - 3 * len(text), float(x) + 3 * len(text)) for x, text in texts]
+    assert all(a[1] < b[0] for a, b in pairwise(places))
 
 
 def test_bars_are_as_wide_as_their_share_of_the_examples():
