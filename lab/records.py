@@ -45,7 +45,7 @@ def figures_of(folder: Path) -> dict[str, Any]:
     if steps < wanted:
         raise UserError(
             f"{folder}: the run is not finished, {steps} of {wanted} θ steps; "
-            f"ssl-weighting fit --ckpt_path {folder}/checkpoints/last.ckpt goes on"
+            f"ssl-weighting resume {folder} goes on"
         )
     split = json.loads((folder / "split.json").read_text(encoding="utf-8"))
     figures: dict[str, Any] = {

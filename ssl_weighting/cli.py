@@ -48,11 +48,15 @@ COMMANDS = {
     "fit": Entry("--config RECIPE", "train; add --key value to change anything", takes="recipe"),
     "weights": Entry("RUN --clean FILE", "which examples did harm", "ssl_weighting.export", "run"),
     "report": Entry("RUN", "a page (fit writes it too)", "ssl_weighting.report", "run"),
+    "resume": Entry("RUN", "go on with a run that was stopped, exactly", "ssl_weighting.resume", "run"),
     "predict": Entry(
-        "--ckpt_path RUN/checkpoints/last.ckpt", "class probabilities, as parquet", takes="recipe"
+        "RUN --on FOLDER|TABLE",
+        "classes of new examples, no labels needed",
+        "ssl_weighting.evaluate:predict",
+        "run",
     ),
-    "test": Entry("--ckpt_path RUN/checkpoints/last.ckpt", "test error", takes="recipe"),
-    "validate": Entry("--ckpt_path RUN/checkpoints/last.ckpt", "validation error", takes="recipe"),
+    "test": Entry("RUN", "test error", "ssl_weighting.evaluate:test", "run"),
+    "validate": Entry("RUN", "validation error", "ssl_weighting.evaluate:validate", "run"),
     "paraphrase": Entry("", "translated copies of texts, for UDA", "ssl_weighting.paraphrase"),
     "dashboard": Entry("", "a dashboard of W&B", "ssl_weighting.dashboard"),
     "completion": Entry("bash", "the shell's Tab key", "ssl_weighting.completion", "shell"),
@@ -109,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python says so at its end
         return 128 + 13
     except KeyboardInterrupt:
-        print("interrupted; the same command with --ckpt_path last goes on", file=sys.stderr)
+        print("interrupted; ssl-weighting resume RUN goes on with a run", file=sys.stderr)
         return 130
     except UserError as error:
         rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or "0"
@@ -170,7 +174,7 @@ def _show_warning(
 
 
 def run_lightning(argv: list[str]) -> Path | None:
-    """fit, validate, test or predict. Returns the run's folder, if there is one."""
+    """``fit``. Returns the run's folder, if there is one."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     for message in UNHELPFUL_WARNINGS:
         warnings.filterwarnings("ignore", message=message)

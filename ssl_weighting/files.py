@@ -41,7 +41,7 @@ def unwritable(path: Path | str, error: OSError) -> str:
     """One line about a file that cannot be written."""
     return (
         f"{path}: cannot be written ({os.strerror(error.errno or 0)}); what was there before is kept. Mend that, and "
-        "the same command with --ckpt_path last goes on from the last checkpoint"
+        "ssl-weighting resume RUN goes on from the last checkpoint"
     )
 
 

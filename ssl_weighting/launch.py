@@ -84,8 +84,7 @@ def locked(directory: Path) -> int:
     except BlockingIOError:
         os.close(descriptor)
         raise UserError(
-            f"{directory}: another process trains in this folder; wait until it is done, or start a new run without "
-            "--ckpt_path"
+            f"{directory}: another process trains in this folder; wait until it is done, or start a new run with fit"
         ) from None
     # A data worker that outlives a killed run by some seconds must not hold the lock.
     os.register_at_fork(after_in_child=lambda: _close(descriptor))
@@ -141,15 +140,15 @@ def explained(error: BaseException) -> UserError | None:
             else message.split(".")[0]
         )
         return LocalError(
-            f"data.num_workers: {what}; something killed it, often for want of memory. The same "
-            "command with --ckpt_path last goes on from the last checkpoint, with fewer workers if need be"
+            f"data.num_workers: {what}; something killed it, often for want of memory. "
+            "ssl-weighting resume RUN goes on from the last checkpoint, with fewer workers if need be"
         )
     if isinstance(error, DistError) or (
         isinstance(error, RuntimeError) and any(sign in message for sign in PEER_LOST)
     ):
         return PeerError(
             "another process of this run stopped or was killed, so this one stops too; the last checkpoint is whole, "
-            "and the same command with --ckpt_path last goes on from there"
+            "and ssl-weighting resume RUN goes on from there"
         )
     return None
 

@@ -115,7 +115,7 @@ def _stray(found: re.Match[str], place: Place) -> str:
     if word.startswith("-"):
         return f"{word}: options begin with two hyphens; {_known(word.strip('-'), place)}"
     if Path(word, "config.yaml").is_file():
-        return f"{word}: a run; `fit --config {word}/config.yaml` trains the same again"
+        return f"{word}: a run; `resume {word}` goes on with it, `fit --config {word}/config.yaml` trains the same again"
     recipe = word if Path(word).is_file() else nearest(Path(word).stem, recipe_names())
     if recipe and "config" not in _given(place):
         return f"{word}: belongs to no option; did you mean --config {recipe}?"

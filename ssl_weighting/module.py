@@ -205,6 +205,7 @@ class SSLModule(LightningModule):
         self.weights: ExampleWeights
         self.record: ExampleRecord
         self.directory: Path | None = None
+        self.configuration = ""
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         self._influence_batches: Iterator[tuple[dict[str, Examples], int, int]] | None = None
         self._influence_state: Any = None
@@ -652,18 +653,17 @@ class SSLModule(LightningModule):
         """Log error and loss."""
         self._log_evaluation()
 
-    def predict_step(self, batch: Examples, batch_idx: int) -> tuple[Tensor, Tensor]:
-        """Rows (B,) and class probabilities (B, C) of the averaged θ."""
-        return batch.index, self._probabilities(batch)
-
-    def _probabilities(self, batch: Examples) -> Tensor:
+    def probabilities(self, inputs: Any) -> Tensor:
+        """Class probabilities (B, C) of the averaged θ, for inputs as the data module's ``view`` gives them."""
         with torch.autocast(self.device.type, enabled=False):
-            inputs = self._laid_out(self._data().view(batch.inputs, ()))
+            inputs = self._laid_out(inputs)
         probabilities: Tensor = self.ema.model(inputs).probabilities()
         return probabilities
 
     def _evaluate(self, batch: Examples, name: str) -> None:
-        probabilities = self._probabilities(batch)
+        with torch.autocast(self.device.type, enabled=False):
+            inputs = self._data().view(batch.inputs, ())
+        probabilities = self.probabilities(inputs)
         wrong = (probabilities.argmax(-1) != batch.labels).sum()
         loss = F.nll_loss(probabilities.clamp_min(1e-12).log(), batch.labels, reduction="sum")
         sums = torch.stack((wrong.to(loss), loss, loss.new_tensor(len(batch.labels))))
@@ -736,29 +736,41 @@ class SSLModule(LightningModule):
             "seed": self.seed,
             "processes": process_count(),
             "skipped": self.skipped,
+            "configuration": self.configuration,
+            "memory": self._data().to_remember(),
             "influence": influence if influence is None or process_count() == 1 else all_objects(influence),
         }
         state = checkpoint["state_dict"]
         for name, rows in (("weights.", self.weights), ("record.", self.record)):
             state.update(rows.whole({key: value for key, value in state.items() if key.startswith(name)}))
 
+    @classmethod
+    def load_from_checkpoint(cls, *_: Any, **__: Any) -> Any:
+        """Not the way to a trained model, which needs the data's preprocessing as well.
+
+        Raises:
+            UserError: Naming the way.
+        """
+        raise UserError(
+            "SSLModule.load_from_checkpoint: use ssl_weighting.load(RUN), which knows the run's preprocessing and classes"
+        )
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another data set or split; go on with the seed of the run that saved it."""
         if "ssl_weighting" not in checkpoint:
             raise UserError(
-                "ckpt_path: this checkpoint was not written by this program; give one of its last.ckpt files"
+                "ckpt_path: this checkpoint was not written by this program; give the folder of a run"
             )
         saved = checkpoint["ssl_weighting"]
         split = self.split()
         if saved["data_set"] != split.data_set:
             raise UserError(
-                f"ckpt_path: the checkpoint was trained on {saved['data_set']}, but data is {split.data_set}; "
-                "use the run's own config.yaml"
+                f"data: the run was trained on {saved['data_set']}, but data is {split.data_set}; "
+                "leave options of data out"
             )
         if saved["split_sha256"] != split.sha256():
             raise UserError(
-                "ckpt_path: the checkpoint was trained on another split of the data; "
-                "pass the run's own with --data.split RUN/split.json"
+                "data: the run was trained on another split of the data; give its own with --data.split RUN/split.json"
             )
         processes = saved.get("processes", 1)
         if saved["influence"] is not None and processes != process_count() and self.trainer.training:

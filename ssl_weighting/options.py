@@ -21,8 +21,8 @@ RUN = {
     "seed_everything": ("N", "seed of everything drawn at random (0); true draws one"),
     "runs": ("DIR", "folder that run folders go into (runs)"),
     "ckpt_path": (
-        "last|FILE",
-        "a checkpoint: last is that of the recipe's newest run, else RUN/checkpoints/last.ckpt",
+        "last|RUN",
+        "go on with a run: last is the newest of this recipe and seed; the same as `ssl-weighting resume RUN`",
     ),
     "checkpoint.every_minutes": ("X", "minutes between two checkpoints (2)"),
     "checkpoint.every_steps": ("N", "also a checkpoint every so many θ steps"),

@@ -1,4 +1,4 @@
-"""fit, validate, test and predict: LightningCLI with run directories, recipes by name and errors for people."""
+"""``fit``: LightningCLI with run directories, recipes by name and errors for people."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, Trainer
@@ -31,12 +29,11 @@ from ssl_weighting.callbacks import (
     WeightHistogram,
     progress_callback,
 )
-from ssl_weighting.callbacks.run_files import predictions_table
 from ssl_weighting.callbacks.wandb_dashboard import finish_wandb_runs, name_wandb_run
+from ssl_weighting.configurations import differences, share_encoder_name, told
 from ssl_weighting.dashboard import has_wandb_key
 from ssl_weighting.data import SSLData
 from ssl_weighting.errors import UserError
-from ssl_weighting.files import whole_file
 from ssl_weighting.guards import check_precision
 from ssl_weighting.launch import agreed, check_strategy, explained, is_first_process, locked, on_one_line
 from ssl_weighting.module import SSLModule
@@ -44,6 +41,14 @@ from ssl_weighting.parser import Parser
 from ssl_weighting.recipes import find_recipe
 from ssl_weighting.redact import without_secrets
 from ssl_weighting.report.page import write_page
+from ssl_weighting.resume import (
+    Resumed,
+    refuse_changes,
+    refuse_without_effect,
+    resumed,
+    say_resumed,
+    typed_options,
+)
 from ssl_weighting.runs import Run
 from ssl_weighting.summary import print_summary
 
@@ -76,16 +81,18 @@ class Kept:
 
 
 class CLI(LightningCLI):
-    """LightningCLI for this project.
+    """LightningCLI for this project: ``fit``. What a trained run is asked for needs no trainer, see ``evaluate``.
 
     Args:
         args: Command line after the program's name.
         recipe: Name of the folder that the run goes into.
         kept: Is told of the run.
+        resumed: The run that goes on, if it is no new one.
     """
 
-    def __init__(self, args: list[str], recipe: str, kept: Kept) -> None:
-        self.recipe, self.kept = recipe, kept
+    def __init__(self, args: list[str], recipe: str, kept: Kept, resumed: Resumed | None = None) -> None:
+        self.recipe, self.kept, self.resumed = recipe, kept, resumed
+        self.typed = typed_options(args)
         self.directory: Path | None = None
         self.configuration = ""
         super().__init__(
@@ -100,6 +107,14 @@ class CLI(LightningCLI):
             args=args,
         )
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """``fit`` alone."""
+        return {"fit": LightningCLI.subcommands()["fit"]}
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning's own version lets a checkpoint override the command line."""
+
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """The parser class of this project."""
         self.parser_class = Parser
@@ -112,70 +127,36 @@ class CLI(LightningCLI):
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
         parser.set_defaults({"model.influence": {"class_path": "ssl_weighting.influence.ExactLastLayer"}})
 
-    def _parse_ckpt_path(self) -> None:
-        """Turn ``last`` into a path. Lightning's own version lets a checkpoint override the command line."""
-        config = self.config[self.config.subcommand]
-        given = config.get("ckpt_path")
-        if not given:
-            return
-        by_name = given in ("last", "previous")
-        config.ckpt_path = agreed(
-            "checkpoint", lambda: str(self._named_checkpoint(Path(config.runs), given) if by_name else given)
-        )
-        path = Path(config.ckpt_path)
-        if not path.is_file():
-            raise UserError(f"ckpt_path={given}: no such file; give RUN/checkpoints/last.ckpt, or `last`")
-        try:
-            known = "ssl_weighting" in torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-        except Exception as error:  # whatever a damaged file makes torch.load raise
-            before = path.with_name("previous.ckpt")
-            mend = (
-                f"--ckpt_path {'previous' if given == 'last' else before} takes the one before it"
-                if path != before and before.is_file()
-                else "give another run's, or start without --ckpt_path"
-            )
-            raise UserError(
-                f"ckpt_path={given}: {path} is not a whole checkpoint ({type(error).__name__}); {mend}"
-            ) from error
-        if not known:
-            raise UserError(f"ckpt_path={given}: not written by this program; give RUN/checkpoints/last.ckpt")
-
-    def _named_checkpoint(self, runs: Path, name: str) -> Path:
-        """``last.ckpt``, or ``previous.ckpt``, of the run that saved last."""
-        found = sorted(
-            (runs / self.recipe).glob("*/checkpoints/last.ckpt"), key=lambda p: p.stat().st_mtime_ns
-        )
-        if not found:
-            raise UserError(
-                f"ckpt_path={name}: no run of {self.recipe} under {runs} has a checkpoint; start one without --ckpt_path"
-            )
-        return found[-1].with_name(f"{name}.ckpt")
-
     def before_instantiate_classes(self) -> None:
         """Settle the run's folder: a new one, or that of the checkpoint."""
         config = self.config[self.subcommand]
         check_precision(config.trainer.precision)
         check_strategy(config.trainer.strategy)
-        _share_encoder_name(config)
-        checkpoint = config.get("ckpt_path")
-        if checkpoint and Path(checkpoint).resolve().parent.name == "checkpoints":
-            self.directory = Path(checkpoint).resolve().parent.parent
-        elif self.subcommand == "fit" and not checkpoint:
+        share_encoder_name(config)
+        if config.data.get("init_args", {}).get("split") is not None:
+            refuse_without_effect(
+                self.typed, config.data.init_args.split, "add --data.split null to draw another split"
+            )
+        self.configuration = self._configuration()  # before this run's folder gets into it
+        if self.resumed is not None:
+            self.directory = self.resumed.directory
+            self._compare(self.resumed)
+        else:
             parent, seed = Path(config.runs) / self.recipe, self._get(config, "seed_everything")
             self.directory = Path(agreed("directory", lambda: str(_new_directory(parent, seed))))
             self.kept.fresh = True
-        elif not checkpoint:
-            raise UserError(
-                f"ckpt_path: {self.subcommand} needs a trained model; give RUN/checkpoints/last.ckpt, or `last`"
-            )
-        else:
-            self.directory = Path(checkpoint).resolve().parent
         self.kept.directory = self.directory
-        if self.subcommand == "fit" and is_first_process():
+        if is_first_process():
             self.kept.lock = locked(self.directory)
-        if self.subcommand == "fit":
-            self.configuration = self._configuration()  # before this run's folder gets into it
         _offer_folder_to_loggers(config, self.directory, self.recipe, self._get(config, "seed_everything"))
+
+    def _compare(self, run: Resumed) -> None:
+        """Say what is not as it was, and refuse what cannot change."""
+        changes = differences(run.configuration, yaml.safe_load(self.configuration))
+        refuse_changes(run, changes)
+        if (run.directory / "split.json").is_file() and "data.split" not in self.typed:
+            refuse_without_effect(self.typed, run.directory / "split.json", "start a new run with fit")
+        say_resumed(run, self.recipe, told(changes))
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         assert self.directory is not None
@@ -183,19 +164,18 @@ class CLI(LightningCLI):
         loggers: list[Logger] = (
             [] if given in (None, True, False) else given if isinstance(given, list) else [given]
         )
-        if self.subcommand == "fit":
-            (run_files,) = (callback for callback in callbacks if isinstance(callback, RunFiles))
-            run_files.directory, run_files.configuration = self.directory, self.configuration
-            callbacks = [
-                *(callback for callback in callbacks if callback is not run_files),
-                DecisionBoundary(self.directory),
-                WeightHistogram(self.directory),
-                PoolQuality(),
-                Timing(self.directory),
-                WandbDashboard(self.recipe, self.configuration),
-                run_files,  # the last: where there is a checkpoint, what the others write at that step is there
-            ]
-            loggers = [*loggers, MetricsCsv(self.directory / "metrics.csv")]
+        (run_files,) = (callback for callback in callbacks if isinstance(callback, RunFiles))
+        run_files.directory, run_files.configuration = self.directory, self.configuration
+        callbacks = [
+            *(callback for callback in callbacks if callback is not run_files),
+            DecisionBoundary(self.directory),
+            WeightHistogram(self.directory),
+            PoolQuality(),
+            Timing(self.directory),
+            WandbDashboard(self.directory.parent.name, self.configuration),
+            run_files,  # the last: where there is a checkpoint, what the others write at that step is there
+        ]
+        loggers = [*loggers, MetricsCsv(self.directory / "metrics.csv")]
         if config.get("enable_progress_bar") is not False:
             callbacks = [*callbacks, progress_callback()]
         config["enable_progress_bar"] = isinstance(callbacks[-1], ProgressBar)
@@ -204,7 +184,10 @@ class CLI(LightningCLI):
         return super()._instantiate_trainer(config, callbacks)
 
     def before_fit(self) -> None:
-        """Load and split the data while mistakes cost nothing."""
+        """Load and split the data while mistakes cost nothing; a run that goes on has its split."""
+        if self.resumed is not None and "data.split" not in self.typed:
+            kept = self.resumed.directory / "split.json"
+            self.datamodule.split_file = kept if kept.is_file() else self.datamodule.split_file
         self.datamodule.prepare_data()
         self.datamodule.setup("fit")
 
@@ -232,35 +215,9 @@ class CLI(LightningCLI):
             print_summary(self.model, weights, happened, self.directory, page)
         finish_wandb_runs(self.trainer)
 
-    def test(self, **arguments: Any) -> None:
-        """Print the test error of a checkpoint."""
-        self.trainer.test(**arguments | {"verbose": False})
-        self._print_error("test")
-
-    def validate(self, **arguments: Any) -> None:
-        """Print the validation error of a checkpoint."""
-        self.trainer.validate(**arguments | {"verbose": False})
-        self._print_error("validation")
-
-    def _print_error(self, name: str) -> None:
-        if self.trainer.is_global_zero:
-            print(f"{name} error: {100 * self.model.latest[f'{name}/error']:.2f} %")
-
-    def predict(self, **arguments: Any) -> None:
-        """Write the class probabilities that a checkpoint gives to ``predictions.parquet``."""
-        batches: Any = self.trainer.predict(**arguments | {"return_predictions": True})
-        assert self.directory is not None
-        if not self.trainer.is_global_zero:
-            return
-        path = self.directory / "predictions.parquet"
-        examples = self.datamodule.sets[self.datamodule.predict_on]
-        with whole_file(path) as partial:
-            pq.write_table(predictions_table(batches, examples, self.datamodule.class_names), partial)
-        print(f"{path}")
-
 
 def run(argv: list[str]) -> Path | None:
-    """Run a subcommand of LightningCLI.
+    """``fit``: train, or go on with a run.
 
     Args:
         argv: Command line after the program's name, such as ``["fit", "--config", "demo"]``.
@@ -275,10 +232,10 @@ def run(argv: list[str]) -> Path | None:
         logging.getLogger(name).setLevel(logging.WARNING)
     # It alone says which of several processes ended, and how.
     logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
-    argv, recipe = _resolved(argv)
+    argv, recipe, goes_on = _resolved(argv)
     kept = Kept()
     try:
-        CLI(argv, recipe, kept)
+        CLI(argv, recipe, kept, goes_on)
     except SIGTERMException:
         raise SystemExit(143) from None
     except Exception as error:
@@ -301,33 +258,30 @@ def run(argv: list[str]) -> Path | None:
     return kept.directory
 
 
-def _resolved(argv: list[str]) -> tuple[list[str], str]:
-    """Recipes' names turned into paths; without a recipe, the one of the checkpoint's run. And the recipe's name."""
-    argv, recipe, checkpoint = list(argv), "", ""
+def _resolved(argv: list[str]) -> tuple[list[str], str, Resumed | None]:
+    """Recipes' names turned into paths, the recipe's name, and the run that goes on, if one does.
+
+    Its own configuration is then the recipe, and what was typed comes after it.
+    """
+    argv, recipe = list(argv), ""
+    options = typed_options(argv)
+    given, is_recipe = options.get("ckpt_path"), [False] * len(argv)
     for position, argument in enumerate(argv):
         option, equals, value = argument.partition("=")
-        if option not in ("--config", "-c", "--ckpt_path"):
+        if option not in ("--config", "-c", *(["--ckpt_path"] if given else [])):
             continue
-        value = value if equals else (argv[position + 1] if position + 1 < len(argv) else "")
-        if option == "--ckpt_path":
-            checkpoint = value
-            continue
-        path = find_recipe(value)
-        recipe = path.resolve().parent.parent.name if path.name == "config.yaml" else path.stem
-        argv[position if equals else position + 1] = f"{option}={path}" if equals else str(path)
-    own = Path(checkpoint).resolve().parent.parent / "config.yaml" if checkpoint else None
-    if not recipe and own is not None and own.is_file():
-        argv[1:1] = ["--config", str(own)]
-        recipe = own.parent.parent.name
-    return argv, recipe or "custom"
-
-
-def _share_encoder_name(config: Namespace) -> None:
-    """Texts are tokenised for the encoder that reads them, unless another tokenizer is named."""
-    data = config.data.get("init_args") or {}
-    encoder = (config.model.backbone.get("init_args") or {}).get("name")
-    if "tokenizer" in data and data["tokenizer"] is None and encoder:
-        config.data.init_args.tokenizer = encoder
+        last = position if equals else position + 1
+        is_recipe[position : last + 1] = [True] * (last + 1 - position)
+        if option != "--ckpt_path":
+            path = find_recipe(value if equals else "".join(argv[last : last + 1]))
+            recipe = path.resolve().parent.parent.name if path.name == "config.yaml" else path.stem
+            argv[last] = f"{option}={path}" if equals else str(path)
+    if given is None:
+        return argv, recipe or "custom", None
+    goes_on = resumed(given, Path(options.get("runs", "runs")), recipe, options.get("seed_everything"))
+    typed = [word for word, of_recipe in zip(argv[1:], is_recipe[1:], strict=True) if not of_recipe]
+    own = goes_on.directory / "config.yaml"
+    return [argv[0], "--config", str(own), *typed, "--ckpt_path", str(goes_on.checkpoint)], recipe, goes_on
 
 
 def _new_directory(parent: Path, seed: Any) -> Path:

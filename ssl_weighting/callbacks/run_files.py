@@ -7,7 +7,6 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import FrameType
@@ -17,11 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from ssl_weighting.callbacks.metrics_csv import MetricsCsv
-from ssl_weighting.data.base import ExampleSet
 from ssl_weighting.data.split import write_split
 from ssl_weighting.errors import UserError
 from ssl_weighting.files import whole_file
@@ -54,7 +53,7 @@ class RunFiles(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Tell the module where the run's files are."""
         assert isinstance(pl_module, SSLModule)
-        pl_module.directory = self.directory
+        pl_module.directory, pl_module.configuration = self.directory, self.configuration
         self._metrics = [logger for logger in trainer.loggers if isinstance(logger, MetricsCsv)]
 
     def state_dict(self) -> dict[str, int]:
@@ -68,6 +67,8 @@ class RunFiles(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the split, and a first checkpoint so that the run can be resumed from here on."""
+        if self.directory is not None and trainer.is_global_zero:
+            self._write_configuration(self.directory, trainer.global_step)
         if self.directory is not None and threading.current_thread() is threading.main_thread():
             self._asked_to_stop = signal.SIGTERM if trainer.received_sigterm else 0
             # In the place of Lightning's, which starts a collective wherever the signal comes; Lightning puts back
@@ -75,6 +76,18 @@ class RunFiles(Callback):
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, self._ask_to_stop)
         self._save(trainer, pl_module)
+
+    def _write_configuration(self, directory: Path, step: int) -> None:
+        """``config.yaml``; that of the steps before, where it was another, stays as ``config-until-STEP.yaml``."""
+        path = directory / "config.yaml"
+        if path.exists():
+            before = path.read_text(encoding="utf-8")
+            if yaml.safe_load(before) == yaml.safe_load(self.configuration):
+                return
+            with whole_file(directory / f"config-until-{step}.yaml") as partial:
+                partial.write_text(before, encoding="utf-8")
+        with whole_file(path) as partial:
+            partial.write_text(self.configuration, encoding="utf-8")
 
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self._asked_to_stop:
@@ -107,7 +120,7 @@ class RunFiles(Callback):
             if trainer.is_global_zero:
                 name = signal.Signals(asked).name
                 print(
-                    f"{name}: step {step} is saved; the same command with --ckpt_path last goes on",
+                    f"{name}: step {step} is saved; ssl-weighting resume {self.directory} goes on",
                     file=sys.stderr,
                 )
             raise SystemExit(128 + asked)
@@ -135,9 +148,6 @@ class RunFiles(Callback):
             write_weights(pl_module, directory / "weights.parquet")
         if trainer.is_global_zero:
             (directory / "checkpoints").mkdir(exist_ok=True)
-            if not (directory / "config.yaml").exists():
-                with whole_file(directory / "config.yaml") as partial:
-                    partial.write_text(self.configuration, encoding="utf-8")
             if not (directory / "split.json").exists():
                 write_split(pl_module.split(), directory / "split.json")
             path = directory / "checkpoints" / "last.ckpt"
@@ -221,28 +231,3 @@ def weights_table(module: SSLModule, positions: Tensor | None = None) -> pa.Tabl
             "label": pa.array(labels, mask=labels < 0),
         }
     )
-
-
-def predictions_table(
-    batches: Sequence[tuple[Tensor, Tensor]], examples: ExampleSet, class_names: Sequence[str]
-) -> pa.Table:
-    """Class probabilities as a table, a row an example.
-
-    Columns: ``index`` (row in the data set), ``id`` (its path or text, as the data set describes it), ``class`` (the
-    likeliest, by name), ``probability`` (of that class), ``probability_<name>`` for each.
-
-    Args:
-        batches: Positions (B,) and probabilities (B, C), a pair a batch.
-        examples: The n predicted ones.
-        class_names: At least C names.
-    """
-    rows = examples.rows[torch.cat([index for index, _ in batches]).cpu()]
-    probabilities = torch.cat([p for _, p in batches]).float().cpu()
-    columns = {
-        "index": rows.numpy(),
-        "id": examples.source.describe(rows),
-        "class": [class_names[c] for c in probabilities.argmax(-1).tolist()],
-        "probability": probabilities.amax(-1).numpy(),
-    }
-    known = zip(class_names[: probabilities.shape[1]], probabilities.T, strict=True)
-    return pa.table(columns | {f"probability_{name}": p.numpy() for name, p in known})

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from ssl_weighting.data.duplicates import Contents, find_copies, sentences, without_copies
+from ssl_weighting.data.remembered import NewExamples, remembered
 from ssl_weighting.data.split import Split, make_split, read_split
 from ssl_weighting.errors import DataWarning, UserError
 
@@ -215,7 +216,6 @@ class SSLData(LightningDataModule, ABC):
         split: A ``split.json`` to use, instead of drawing a split.
         split_seed: Seed of the split; default is the run's seed.
         evaluate_test: Also follow the test error during training. It never selects a model.
-        predict_on: Which examples ``predict`` predicts; default the test set, or the pool where there is none.
         num_workers: Worker processes that fetch raw examples.
     """
 
@@ -245,7 +245,6 @@ class SSLData(LightningDataModule, ABC):
         split: Path | None = None,
         split_seed: int | None = None,
         evaluate_test: bool = False,
-        predict_on: Literal["test", "unlabeled", "validation"] | None = None,
         num_workers: int = 0,
     ) -> None:
         super().__init__()
@@ -267,7 +266,6 @@ class SSLData(LightningDataModule, ABC):
         self.labeled_batch_size, self.unlabeled_batch_size = labeled_batch_size, unlabeled_batch_size
         self.validation_batch_size, self.evaluation_batch_size = validation_batch_size, evaluation_batch_size
         self.num_workers, self.evaluate_test = num_workers, evaluate_test
-        self.predict_on = predict_on or ("test" if self.has_test else "unlabeled")
         self.split_file, self.split_seed = split, split_seed
         everything = range(len(self.all_class_names))
         self.known_classes = list(everything if known_classes is None else known_classes)
@@ -288,9 +286,11 @@ class SSLData(LightningDataModule, ABC):
         if foreign_fraction is not None and not self.pool_classes:
             raise UserError(f"data.foreign_fraction={foreign_fraction}: needs data.pool_classes as well")
         self.foreign_fraction = foreign_fraction
-        if not self.has_test and (evaluate_test or predict_on == "test"):
-            key = f"evaluate_test={evaluate_test}" if evaluate_test else f"predict_on={predict_on}"
-            raise UserError(f"data.{key}: {self.name} has no test set; give data.test, or change it")
+        if not self.has_test and evaluate_test:
+            raise UserError(
+                f"data.evaluate_test: {self.name} has no test set; give data.test, or leave it out"
+            )
+        self.memory = remembered()
         self.split: Split | None = None
         self.sets: dict[str, ExampleSet] = {}
         self.training_batches: Callable[[], CombinedLoader]
@@ -312,6 +312,35 @@ class SSLData(LightningDataModule, ABC):
     def labeled_first(self, train: Source) -> Tensor | None:
         """Training rows, int64, to be labelled before any others; none unless overridden."""
         return None
+
+    def to_remember(self) -> dict[str, Any]:
+        """Plain values that are needed to read other examples as those of the training set were read."""
+        return {"class_names": list(map(str, self.all_class_names))}
+
+    def read_new(self, where: Path) -> NewExamples:
+        """Examples of a folder or a table that a person points at, without labels, all of them, in order.
+
+        Raises:
+            UserError: If the data set has no files of its own, or these cannot be read.
+        """
+        raise UserError(
+            f"--on {where}: {self.name} reads no files of yours; give --on unlabeled, validation or test, or call "
+            "ssl_weighting.load(RUN) from Python"
+        )
+
+    def source_of(self, examples: Any) -> Source:
+        """Examples that Python has already: a tensor or an array (n, ...).
+
+        Raises:
+            UserError: If they are something else.
+        """
+        try:
+            inputs = torch.as_tensor(examples)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"examples: {self.name} takes a tensor or an array ({error})") from None
+        if inputs.dtype == torch.float64:
+            inputs = inputs.float()
+        return InMemory(inputs, torch.full((len(inputs),), -1))
 
     def prepare(self, raw: Inputs) -> Inputs:
         """Raw inputs on the device as augmentations take them: uint8 images become float32 in [0, 1]."""
@@ -361,8 +390,8 @@ class SSLData(LightningDataModule, ABC):
         return self.normalise(inputs)
 
     def setup(self, stage: str | None = None) -> None:
-        """Load the data and split it, once."""
-        if self.split is None:
+        """Load the data and split it, once. One that remembers a training set loads no other than the test set."""
+        if self.split is None and self.memory is None:
             train = self.load(train=True)
             checksum = train.checksum()
             labels = self._labels_without_copies(train, stage)
@@ -386,12 +415,7 @@ class SSLData(LightningDataModule, ABC):
                 )
             for part in ("labeled", "validation", "unlabeled"):
                 self.sets[part] = self._subset(train, getattr(self.split, part))
-        if (
-            stage == "test"
-            or (stage is None and self.has_test)
-            or self.evaluate_test
-            or (stage == "predict" and self.predict_on == "test")
-        ):
+        if stage == "test" or (stage is None and self.has_test) or self.evaluate_test:
             self._setup_test()
 
     def _labels_without_copies(self, train: Source, stage: str | None) -> Tensor:
@@ -474,9 +498,10 @@ class SSLData(LightningDataModule, ABC):
             loaders[name] = self._loader(part, stream)
         return CombinedLoader(loaders, "min_size")
 
-    def _in_order(self, part: str) -> DataLoader[Examples]:
+    def in_order(self, part: str) -> DataLoader[Examples]:
+        """A list, batch by batch, in its order; of several processes each gets its own part."""
         size, rank, processes = len(self.sets[part]), 0, 1
-        if self.divides_evaluation and self.trainer is not None and self.trainer.state.fn != "predict":
+        if self.divides_evaluation and self.trainer is not None:
             rank, processes = self.trainer.global_rank, self.trainer.world_size
         mine = range(rank, size, processes) if size >= processes else range(size)
         return self._loader(part, BatchSampler(mine, self.evaluation_batch_size, drop_last=False))
@@ -487,12 +512,8 @@ class SSLData(LightningDataModule, ABC):
 
     def val_dataloader(self) -> list[DataLoader[Examples]]:
         """The validation set, and the test set if its error is to be followed."""
-        return [self._in_order("validation"), *([self._in_order("test")] if self.evaluate_test else [])]
+        return [self.in_order("validation"), *([self.in_order("test")] if self.evaluate_test else [])]
 
     def test_dataloader(self) -> DataLoader[Examples]:
         """The test set, known classes only."""
-        return self._in_order("test")
-
-    def predict_dataloader(self) -> DataLoader[Examples]:
-        """The list that ``predict_on`` names."""
-        return self._in_order(self.predict_on)
+        return self.in_order("test")

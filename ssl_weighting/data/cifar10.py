@@ -16,6 +16,8 @@ from torchvision.datasets import CIFAR10
 from ssl_weighting.augment import RandomFlipCrop
 from ssl_weighting.data.base import InMemory, SSLData
 from ssl_weighting.data.files import DataUnpickler, check_md5, download, one_line
+from ssl_weighting.data.images import read_images
+from ssl_weighting.data.remembered import NewExamples
 from ssl_weighting.errors import UserError
 
 
@@ -67,6 +69,10 @@ class Cifar10(SSLData):
         if normalise_by == "statistics":
             self.mean = (0.49139968, 0.48215841, 0.44653091)
             self.std = (0.24703223, 0.24348513, 0.26158784)
+
+    def read_new(self, where: Path) -> NewExamples:
+        """A folder of images, or a table of paths, scaled to 32 pixels; see :meth:`SSLData.read_new`."""
+        return read_images(where, 32, None)
 
     def prepare_data(self) -> None:
         """Download on one process a node, before all of them load."""

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ssl_weighting.data.image_pixels import ENDINGS
 from ssl_weighting.data.tables import ENDINGS as TABLES
-from ssl_weighting.data.tables import read_table, table_ending
+from ssl_weighting.data.tables import Column, read_columns, read_table, table_ending
 from ssl_weighting.errors import UserError
 
 HIDDEN = (".", "@")
@@ -276,6 +276,31 @@ def _of_table(where: Path, key: str, paths: str, labels: str) -> list[NamedImage
         NamedImage(str(_existing(path, where, key)), path, class_name(label or ""))
         for path, label in zip(table[paths].to_pylist(), table[labels].to_pylist(), strict=True)
     ]
+
+
+def listed(where: Path, key: str, column: str) -> list[ImageFile]:
+    """The images that a table names, a row each, in its order, without labels.
+
+    Args:
+        where: The table.
+        key: The option that names it.
+        column: That of the paths, relative to the table's folder or absolute.
+
+    Raises:
+        UserError: If there is no such table or column, or a file is not there.
+    """
+    if table_ending(where) is None:
+        kind = (
+            f"not a folder, nor a table ({', '.join(TABLES)})"
+            if where.exists()
+            else "no such folder or table"
+        )
+        raise UserError(f"{key} {where}: {kind}")
+    wanted = Column(column, "name the column of the paths with --data.path_column")
+    (paths,) = read_columns(where, f"{key} {where}", (wanted,))
+    if not len(paths):
+        raise UserError(f"{key} {where}: has no rows")
+    return [ImageFile(str(_existing(path, where, key)), path, -1) for path in paths.to_pylist()]
 
 
 def _existing(path: str, table: Path, key: str) -> Path:

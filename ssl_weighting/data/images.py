@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ssl_weighting.augment import RandomFlipCrop
-from ssl_weighting.data.base import ExampleSet, Source, SSLData
+from ssl_weighting.data.base import Source, SSLData
 from ssl_weighting.data.duplicates import Contents, find_copies, of_files, without_copies
 from ssl_weighting.data.image_files import (
     ImageFile,
@@ -24,10 +24,12 @@ from ssl_weighting.data.image_files import (
     classified,
     identity,
     in_natural_order,
+    listed,
     printable,
 )
 from ssl_weighting.data.image_pixels import Levels, as_image, decoded_or_grey, quiet, thumbnail
 from ssl_weighting.data.image_reading import ImageReader, say
+from ssl_weighting.data.remembered import NewExamples, remembered
 from ssl_weighting.errors import UserError
 
 KEPT_BYTES = 2**30
@@ -59,7 +61,7 @@ class ImageFiles:
 
     def checksum(self) -> str:
         """sha256 over names, sizes in bytes and labels; the files' contents are not read."""
-        digest = hashlib.sha256(f"images {self.size}".encode())
+        digest = hashlib.sha256(b"images")
         for file in self.files:
             digest.update(os.fsencode(f"{file.name}\0{os.path.getsize(file.path)}\0{file.label}\n"))
         return digest.hexdigest()
@@ -98,6 +100,39 @@ class ImageFiles:
         return of_files([file.path for file in self.files], [file.name for file in self.files], self.labels)
 
 
+def read_images(where: Path, size: int, levels: Levels | None, path_column: str = "path") -> NewExamples:
+    """Images to predict, of a folder, however deep, or of a table of paths.
+
+    Args:
+        where: The folder or table.
+        size: Height and width that the images get.
+        levels: Values that become black and white in images of more than 8 bits.
+        path_column: Column of the paths, in tables.
+
+    Raises:
+        UserError: If there are none, or none can be read. Single ones that cannot are named in a warning.
+    """
+    notes: list[str] = []
+    files = all_images(where, "--on", notes) if where.is_dir() else listed(where, "--on", path_column)
+    say(*notes)
+    keep = len(files) * 3 * size**2 <= KEPT_BYTES
+    reader = ImageReader(size, levels, keep, strict=False, may_choose=False)
+    good, pixels = reader.read(files, "--on", f"--on {where}")
+    rows = _places(good, files)
+    return NewExamples([printable(file.path) for file in files], rows, ImageFiles(good, size, pixels, levels))
+
+
+def _places(some: Sequence[ImageFile], files: Sequence[ImageFile]) -> Tensor:
+    """Where some of the files stand among all, both in one order, (m,) int64; a file may stand there twice."""
+    rows, left = [], iter(some)
+    wanted = next(left, None)
+    for row, file in enumerate(files):
+        if file is wanted:
+            rows.append(row)
+            wanted = next(left, None)
+    return torch.tensor(rows, dtype=torch.int64)
+
+
 class Images(SSLData):
     """Images of one's own, of any size, format and number of classes.
 
@@ -131,7 +166,6 @@ class Images(SSLData):
         normalise_by: ``range`` maps pixels to [−1, 1]; ``imagenet`` is what pretrained networks expect.
         path_column: Column of the paths, in tables.
         label_column: Column of the labels, in tables.
-        predict_on: A folder of images, or one of the lists; default: the test images, if there are any, else the pool.
         num_labeled: See :class:`~ssl_weighting.data.base.SSLData`; default: all.
         num_validation: See :class:`~ssl_weighting.data.base.SSLData`; default: a share.
         evaluate_test: See :class:`~ssl_weighting.data.base.SSLData`.
@@ -154,7 +188,6 @@ class Images(SSLData):
         normalise_by: Literal["range", "imagenet"] = "range",
         path_column: str = "path",
         label_column: str = "label",
-        predict_on: Literal["test", "unlabeled", "validation"] | Path | None = None,
         num_labeled: int | None = None,
         num_validation: int | None = None,
         evaluate_test: bool = False,
@@ -171,9 +204,13 @@ class Images(SSLData):
         self.labeled = labeled
         self.columns = (path_column, label_column)
         self._notes: list[str] = []
+        known = remembered()
         others = [p for p in (self.unlabeled, self.test) if p is not None]
-        named = classified(labeled, "data.labeled", others, self._notes, self.columns)
-        self.all_class_names = in_natural_order({file.label for file in named if file.label})
+        named = [] if known else classified(labeled, "data.labeled", others, self._notes, self.columns)
+        if known:
+            self.all_class_names, self.levels = known["class_names"], levels or known["levels"]
+        else:
+            self.all_class_names = in_natural_order({file.label for file in named if file.label})
         if len(self.all_class_names) < 2:
             raise UserError(
                 f"data.labeled={labeled}: holds {len(self.all_class_names)} class(es) "
@@ -185,25 +222,42 @@ class Images(SSLData):
         self.mean = (0.485, 0.456, 0.406) if imagenet else (0.5, 0.5, 0.5)
         self.std = (0.229, 0.224, 0.225) if imagenet else (0.5, 0.5, 0.5)
         self.has_test = test is not None
-        self.predict_folder = predict_on.expanduser() if isinstance(predict_on, Path) else None
         super().__init__(
             num_labeled=num_labeled,
             num_validation=num_validation,
             evaluate_test=evaluate_test,
-            predict_on=None if isinstance(predict_on, Path) else predict_on,
             **kwargs,
         )
 
-    def setup(self, stage: str | None = None) -> None:
-        """See :class:`~ssl_weighting.data.base.SSLData`; also reads the folder to predict."""
-        super().setup(stage)
-        if stage == "predict" and self.predict_folder is not None:
-            notes: list[str] = []
-            files = all_images(self.predict_folder, "data.predict_on", notes)
-            say(*notes)
-            source = self._read(files, "data.predict_on", self.predict_folder, strict=False)
-            self.sets["given"] = ExampleSet(source, torch.arange(len(source.files)), source.labels)
-            self.predict_on = "given"  # type: ignore[assignment]  # a list of our own
+    def to_remember(self) -> dict[str, Any]:
+        """See :class:`~ssl_weighting.data.base.SSLData`: the range of deep images, besides."""
+        levels = None if self.levels is None else list(map(float, self.levels))
+        return super().to_remember() | {"levels": levels}
+
+    def read_new(self, where: Path) -> NewExamples:
+        """A folder of images, however deep, or a table of paths; see :class:`~ssl_weighting.data.base.SSLData`."""
+        return read_images(where, self.size, self.levels, self.columns[0])
+
+    def source_of(self, examples: Any) -> Source:
+        """Paths of images, or uint8 (n, 3, size, size); see :class:`~ssl_weighting.data.base.SSLData`."""
+        if isinstance(examples, (list, tuple)) and all(isinstance(e, (str, Path)) for e in examples):
+            files = [ImageFile(str(path), str(path), -1) for path in examples]
+            good, pixels = ImageReader(
+                self.size,
+                self.levels,
+                len(files) * 3 * self.size**2 <= KEPT_BYTES,
+                strict=True,
+                may_choose=False,
+            ).read(files, "examples", "examples")
+            return ImageFiles(good, self.size, pixels, self.levels)
+        source = super().source_of(examples)
+        first = source.fetch(torch.arange(min(1, len(source.labels))))
+        if first.dtype != torch.uint8 or first.shape[1:] != (3, self.size, self.size):
+            raise UserError(
+                f"examples: {first.dtype} of shape (n, {', '.join(map(str, first.shape[1:]))}); give paths, or uint8 of "
+                f"shape (n, 3, {self.size}, {self.size})"
+            )
+        return source
 
     def load(self, train: bool) -> ImageFiles:
         """All training images: the labelled ones, by name, then the pool, by name; or all test images."""

@@ -105,6 +105,10 @@ class Imdb(TextData):
         labels = torch.from_numpy(table["label"].to_numpy().copy())
         return LabeledTexts(cleaned, labels)
 
+    def cleaned(self, texts: pa.Array) -> pa.Array:
+        """See :class:`~ssl_weighting.data.text.TextData`: without HTML, as UDA's code cleans reviews."""
+        return clean(texts)
+
     def labeled_first(self, train: Source) -> Tensor | None:
         """Rows of UDA's twenty reviews."""
         if self.labeled != "uda":

@@ -14,6 +14,8 @@ from torchvision.datasets import SVHN
 from ssl_weighting.augment import RandomFlipCrop
 from ssl_weighting.data.base import InMemory, SSLData
 from ssl_weighting.data.files import check_md5, download, one_line
+from ssl_weighting.data.images import read_images
+from ssl_weighting.data.remembered import NewExamples
 from ssl_weighting.errors import UserError
 
 
@@ -61,6 +63,10 @@ class Svhn(SSLData):
         if normalise_by == "statistics":
             self.mean = (0.4376821, 0.4437697, 0.47280442)
             self.std = (0.19803012, 0.20101562, 0.19703614)
+
+    def read_new(self, where: Path) -> NewExamples:
+        """A folder of images, or a table of paths, scaled to 32 pixels; see :meth:`SSLData.read_new`."""
+        return read_images(where, 32, None)
 
     def prepare_data(self) -> None:
         """Download on one process a node, before all of them load."""

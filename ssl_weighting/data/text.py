@@ -19,7 +19,8 @@ from ssl_weighting.data.base import Inputs, Source, SSLData, View
 from ssl_weighting.data.duplicates import Contents, find_copies, of_texts, without_copies
 from ssl_weighting.data.labels import label_names, numbers_of
 from ssl_weighting.data.paraphrases import read_paraphrases
-from ssl_weighting.data.tables import read_table
+from ssl_weighting.data.remembered import NewExamples, remembered
+from ssl_weighting.data.tables import Column, read_columns, read_table
 from ssl_weighting.data.tokens import (
     TokenizedTexts,
     WordPieces,
@@ -161,6 +162,9 @@ class TextData(SSLData):
         self._tf_idf: TfIdf | None = None
         self._loaded: dict[bool, TextSource] = {}
 
+    text_column = "text"
+    """Column of the texts in tables."""
+
     @abstractmethod
     def read(self, train: bool) -> LabeledTexts:
         """All training (or test) texts.
@@ -176,7 +180,8 @@ class TextData(SSLData):
 
     def prepare_data(self) -> None:
         """Read and tokenise on one process a node, before all of them load."""
-        self.load(train=True)
+        if self.memory is None:
+            self.load(train=True)
 
     def load(self, train: bool) -> TextSource:
         """See :meth:`SSLData.load`. What was loaded is kept."""
@@ -216,6 +221,8 @@ class TextData(SSLData):
     def setup(self, stage: str | None = None) -> None:
         """Load, tokenise and split the data, once; count the unlabelled words."""
         super().setup(stage)
+        if "unlabeled" not in self.sets:
+            return
         unlabeled = self.sets["unlabeled"]
         source = unlabeled.source
         assert isinstance(source, TextSource)
@@ -235,6 +242,29 @@ class TextData(SSLData):
         order = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))
         chosen = order[: self.test_subset].sort().values
         test.rows, test.labels = test.rows[chosen], test.labels[chosen]
+
+    def read_new(self, where: Path) -> NewExamples:
+        """A table with a column of texts; see :meth:`SSLData.read_new`."""
+        wanted = Column(self.text_column, "name the column of the texts with --data.text_column")
+        (texts,) = read_columns(where, f"--on {where}", (wanted,))
+        if not len(texts):
+            raise UserError(f"--on {where}: has no rows")
+        _look_for_empty(pa.chunked_array([texts]), f"--on {where}")
+        source = self.source_of(texts)
+        return NewExamples(texts.to_pylist(), torch.arange(len(texts)), source)
+
+    def source_of(self, examples: Any) -> Source:
+        """Texts, n of them; see :meth:`SSLData.source_of`."""
+        try:
+            texts = pa.array(examples, pa.large_string())
+        except (pa.ArrowException, TypeError, ValueError) as error:
+            raise UserError(f"examples: {self.name} takes texts ({error})") from None
+        texts = self.cleaned(pc.fill_null(texts, ""))
+        return self._source(LabeledTexts(texts, torch.full((len(texts),), -1)), "texts to predict")
+
+    def cleaned(self, texts: pa.Array) -> pa.Array:
+        """Texts as the encoder is to see them: without blanks at their ends."""
+        return pc.utf8_trim_whitespace(texts)
 
     def view(self, raw: Inputs, steps: View) -> Inputs:
         """See :meth:`SSLData.view`."""
@@ -299,11 +329,15 @@ class Text(TextData):
         self.train_name, self.text_column, self.label_column = train, text_column, label_column
         self.test_name = train if test is None and not Path(train).suffix else test
         self.has_test = self.test_name is not None
-        self._train = self._read("train", train)
-        # The network has an output for each class: they are needed now.
-        self.all_class_names = label_names(
-            self._train[label_column].combine_chunks(), f"data.train={train}: the column {label_column!r}"
-        )
+        known = remembered()
+        if known is None:
+            self._train = self._read("train", train)
+            # The network has an output for each class: they are needed now.
+            self.all_class_names = label_names(
+                self._train[label_column].combine_chunks(), f"data.train={train}: the column {label_column!r}"
+            )
+        else:
+            self.all_class_names = tuple(known["class_names"])
         super().__init__(num_labeled=num_labeled, num_validation=num_validation, **kwargs)
 
     def distinct_labels(self) -> Tensor:
@@ -334,7 +368,7 @@ class Text(TextData):
                 f"data.test={self.test_name}",
             )
         labels = numbers_of(table[self.label_column].combine_chunks(), self.all_class_names, key)
-        return LabeledTexts(pc.utf8_trim_whitespace(table[self.text_column].combine_chunks()), labels)
+        return LabeledTexts(self.cleaned(table[self.text_column].combine_chunks()), labels)
 
 
 def _look_for_empty(texts: pa.ChunkedArray, what: str) -> None:
