@@ -10,15 +10,19 @@ BIN := .venv/bin
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
-# Made anew only when the list of dependencies changes.
-.venv/installed: pyproject.toml
+# Made anew only when the list of dependencies changes. The demo needs the core alone.
+.venv/core: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one with PYTHON=...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+.venv/installed: .venv/core
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
-demo: .venv/installed ## learn weights on real digits, about two minutes
+demo: .venv/core ## learn weights on real digits, about two minutes
 	$(BIN)/ssl-weighting demo
 
 test: .venv/installed ## all tests

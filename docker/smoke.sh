@@ -28,9 +28,8 @@ options=("$@")
 container fit --config recipes/demo.yaml
 for run in "$here"/runs/demo/*; do
     test -s "$run/weights.parquet" -a -O "$run/weights.parquet"
-    checkpoint=runs/demo/${run##*/}/checkpoints/last.ckpt
-    container test --ckpt_path "$checkpoint"
-    container predict --ckpt_path "$checkpoint"
-    test -s "$run/predictions.parquet"
+    container test "runs/demo/${run##*/}"
+    container predict "runs/demo/${run##*/}"
+    test -s "$run/predictions-test.parquet"
 done
 echo "$image works"

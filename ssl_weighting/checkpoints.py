@@ -109,7 +109,7 @@ def open_checkpoint(path: Path, given: str) -> Saved:
     except Exception as error:  # whatever a damaged file makes torch.load raise
         before = path.with_name("previous.ckpt")
         mend = (
-            f"{before} is the one before it: give that file"
+            f"{before} is the one before it; give that file"
             if path != before and before.is_file()
             else "give another run"
         )

@@ -147,7 +147,7 @@ def refuse_without_effect(typed: Mapping[str, str], split: Any, mend: str) -> No
         if f"data.{key}" in typed and typed[f"data.{key}"] != "null":
             raise UserError(
                 f"data.{key}={typed[f'data.{key}']}: has no effect, for data.split={split} says which examples are "
-                "labelled, validate and are unlabelled; leave it out, or {mend}"
+                f"labelled, validate and are unlabelled; leave it out, or {mend}"
             )
 
 

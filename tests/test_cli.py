@@ -94,12 +94,12 @@ def test_the_saved_configuration_starts_the_same_run_again(finished, tmp_path):
 def test_test_and_predict_need_the_checkpoint_alone(finished, capsys, monkeypatch, tmp_path):
     checkpoint = str(finished / "checkpoints" / "last.ckpt")
     monkeypatch.chdir(tmp_path)
-    assert main(["test", "--ckpt_path", checkpoint]) == 0
+    assert main(["test", checkpoint]) == 0
     rows = list(csv.DictReader((finished / "metrics.csv").open()))
     assert f"{100 * float(rows[-1]['test/error']):.2f} %" in capsys.readouterr().out
-    assert main(["validate", "--ckpt_path", checkpoint]) == 0
-    assert main(["predict", "--ckpt_path", checkpoint]) == 0
-    table = pq.read_table(finished / "predictions.parquet").to_pydict()
+    assert main(["validate", checkpoint]) == 0
+    assert main(["predict", checkpoint]) == 0
+    table = pq.read_table(finished / "predictions-test.parquet").to_pydict()
     assert len(table["index"]) == 500
     assert table["class"][0] in {str(c) for c in range(10)}
     assert sum(table[f"probability_{c}"][0] for c in range(10)) == pytest.approx(1, abs=1e-5)
@@ -154,7 +154,7 @@ BAD = {
         r"data\.num_labeled=5: class .* would get no label",
     ),
     "float16": (["--trainer.precision", "16-mixed"], r"trainer\.precision=16-mixed: .*bf16-mixed"),
-    "no such checkpoint": (["--ckpt_path", "nowhere.ckpt"], r"ckpt_path=nowhere\.ckpt: no such file"),
+    "no such checkpoint": (["--ckpt_path", "nowhere.ckpt"], r"nowhere\.ckpt: no such folder or file"),
     "no run to resume": (["--ckpt_path", "last"], r"ckpt_path=last: no run of digits_uda"),
     "no such split": (["--data.split", "nowhere.json"], r"data\.split=nowhere\.json: no such file"),
     "no steps": (["--trainer.max_steps", "-1"], r"trainer\.max_steps=-1"),
@@ -208,9 +208,10 @@ def test_missing_and_corrupt_data(tmp_path, capsys):
 def test_a_checkpoint_of_another_split_or_data_set(finished, tmp_path, capsys):
     checkpoint = str(finished / "checkpoints" / "last.ckpt")
     assert fit(tmp_path, "--ckpt_path", checkpoint, "--data.split_seed", "5") == 2
-    assert "trained on another split" in capsys.readouterr().err
-    assert main(["test", "--config", "moons", "--ckpt_path", checkpoint]) == 2
-    assert "trained on digits, but data is moons" in capsys.readouterr().err
+    assert "data.split_seed=5: has no effect" in capsys.readouterr().err
+    assert main(["validate", checkpoint, "--data.split_seed", "5"]) == 0, "the run's own split decides"
+    assert main(["validate", checkpoint, "--data", "Synthetic"]) == 2
+    assert "data.split" in capsys.readouterr().err
 
 
 def test_a_foreign_checkpoint(tmp_path, capsys):

@@ -221,10 +221,16 @@ class Workshop:
             write_paraphrases(out)
 
     def supplied(self, words: list[str]) -> list[str]:
-        """Make the data that `init` is told of, whatever its name; encoders are the tiny one. A second RUN is another."""
+        """Make the data that commands are told of, whatever their names; encoders are the tiny one. A second RUN is another."""
         if words.count("RUN") == 2:
             second = words.index("RUN", words.index("RUN") + 1)
             words = [*words[:second], "RUN_2", *words[second + 1 :]]
+        if words[0] == "predict" and "--on" in words:
+            path = self.folder / words[words.index("--on") + 1]
+            if path.suffix:
+                write_texts(path)
+            elif path.name not in ("unlabeled", "validation", "test"):
+                write_images(path, classes=0)
         if words[0] != "init":
             return words
         for option, value in pairwise(words):

@@ -92,7 +92,7 @@ def test_a_resumed_run_is_the_run_left_alone(digits):
 def test_one_process_tests_and_goes_on_from_it(digits, capfd):
     (whole,) = (digits / "fsdp").glob("*/*")
     path = str(whole / "checkpoints" / "last.ckpt")
-    assert main(["test", "--ckpt_path", path, "--trainer.strategy", "auto", "--trainer.devices", "1"]) == 0
+    assert main(["test", path]) == 0
     assert "test error" in capfd.readouterr().out
     more = words(SHORT | {"trainer.strategy": "auto", "trainer.devices": 1, "trainer.max_steps": 14})
     assert (

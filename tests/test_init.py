@@ -67,9 +67,9 @@ def test_images_to_predictions_with_two_commands_and_no_edit(here, capsys):
     assert data["size"] == 20
     (here / "pool" / "x" / "broken.jpg").unlink()  # it was left out, so that nothing changes
     assert main(["fit", "--config", "mine.yaml", *BUDGET]) == 0
-    assert main(["predict", "--config", "mine.yaml", "--ckpt_path", "last"]) == 0
+    assert main(["predict", "runs/mine"]) == 0
     (run,) = Path("runs/mine").iterdir()
-    table = pq.read_table(run / "predictions.parquet").to_pydict()
+    table = pq.read_table(run / "predictions-test.parquet").to_pydict()
     names = ["#fish", "a cat", "dog: brown"]
     assert list(table) == ["index", "id", "class", "probability", *(f"probability_{name}" for name in names)]
     assert len(table["id"]) == 6
@@ -78,9 +78,8 @@ def test_images_to_predictions_with_two_commands_and_no_edit(here, capsys):
         row = {n: table[f"probability_{n}"][i] for n in names}
         assert max(row, key=row.get) == name
         assert probability == row[name]
-    again = ["--config", "mine.yaml", "--ckpt_path", "last", "--data.predict_on", "pool"]
-    assert main(["predict", *again]) == 0
-    assert len(pq.read_table(run / "predictions.parquet")) == 25
+    assert main(["predict", "runs/mine", "--on", "pool"]) == 0
+    assert len(pq.read_table(run / "predictions-pool.parquet")) == 25
 
 
 def test_without_a_pool_some_labels_are_put_aside(here, capsys):
@@ -204,9 +203,9 @@ def test_texts_to_predictions(here, tiny_bert, monkeypatch):
     Path("films.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
     assert main(["init", "--text", "films.csv", "--encoder", str(tiny_bert)]) == 0
     assert main(["fit", "--config", "films.yaml", *BUDGET]) == 0
-    assert main(["predict", "--config", "films.yaml", "--ckpt_path", "last"]) == 0
+    assert main(["predict", "runs/films"]) == 0
     (run,) = Path("runs/films").iterdir()
-    table = pq.read_table(run / "predictions.parquet").to_pydict()
+    table = pq.read_table(run / "predictions-unlabeled.parquet").to_pydict()
     assert set(table["class"]) <= {"up: yes", "down"}
     assert "a good film, number 0" in table["id"]
 

@@ -101,7 +101,7 @@ def test_killed_and_resumed_gives_the_same_file(models, texts, tmp_path, tiny_be
     assert len(table) == 200  # a text that occurs twice is paraphrased once
     assert len(set(table["paraphrase"].to_pylist())) > 100
     data = Text(
-        str(texts[1]), tokenizer=str(tiny_bert), paraphrases=whole, cache=tmp_path / "cache", predict_on="unlabeled",
+        str(texts[1]), tokenizer=str(tiny_bert), paraphrases=whole, cache=tmp_path / "cache",
         num_validation=20, num_labeled=20,
     )  # fmt: skip
     data.setup("fit")

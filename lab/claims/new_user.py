@@ -3,7 +3,7 @@
 Both sets are drawn here: pictures of ten kinds of shapes and patterns, and support messages about five things, written
 from templates, with misspellings. Few are labelled; the pool also holds junk, of no class. Then the commands of the
 documentation run as they are typed, each in a process of its own, and no file is edited in between. The error is that of
-predictions.parquet on the held-out truth. init's choices for images were mended on pictures of this kind, of seed 0.
+the predictions on the held-out truth. init's choices for images were mended on pictures of this kind, of seed 0.
 
     python -m lab.claims.new_user
     python -m lab.claims.new_user --only images --folder /tmp/new_user
@@ -345,8 +345,8 @@ def typed(folder: Path, words: list[str], steps: list[dict[str, Any]]) -> str:
 
 
 def error(run: Path, truth: Truth) -> float:
-    """Share of wrong classes in predictions.parquet, in per cent."""
-    table = pq.read_table(run / "predictions.parquet").to_pydict()
+    """Share of wrong classes of the predicted test examples, in per cent."""
+    table = pq.read_table(run / "predictions-test.parquet").to_pydict()
     assert set(table["id"]) == set(truth.classes)
     wrong = [truth.classes[name] != given for name, given in zip(table["id"], table["class"], strict=True)]
     return float(round(100 * sum(wrong) / len(wrong), 2))
@@ -383,7 +383,7 @@ def try_out(kind: str, folder: Path, options: argparse.Namespace) -> None:
         taken = steps if name == "as written" else []
         typed(folder, ["ssl-weighting", "fit", "--config", f"{recipe}.yaml", *VARIANTS[name]], taken)
         run = max((folder / "runs" / recipe).iterdir(), key=lambda path: path.name).relative_to(folder)
-        predict = ["ssl-weighting", "predict", "--config", f"{recipe}.yaml", "--ckpt_path", "last"]
+        predict = ["ssl-weighting", "predict", str(run)]
         typed(folder, predict, taken)
         result["test_error"][name] = error(folder / run, truth)
         print(f"  test error {result['test_error'][name]} % ({name})", flush=True)

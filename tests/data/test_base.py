@@ -167,9 +167,9 @@ def test_test_set_is_loaded_only_when_asked_for():
 
 
 def test_evaluation_goes_through_a_list_once_and_in_order():
-    data = toy(predict_on="unlabeled", evaluation_batch_size=50)
-    data.setup("predict")
-    batches = list(data.predict_dataloader())
+    data = toy(evaluation_batch_size=50)
+    data.setup("validate")
+    batches = list(data.in_order("unlabeled"))
     assert [len(batch.index) for batch in batches] == [50, 50, 50, 30]
     assert torch.cat([batch.index for batch in batches]).tolist() == list(range(180))
 

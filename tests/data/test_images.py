@@ -267,8 +267,7 @@ BAD = {
         r"data\.levels=\[5, 5\]: must be two numbers, the lower one first",
     ),
     "tiny": (lambda f: {"size": 4}, r"data\.size=4: must be at least 8"),
-    "test followed": (lambda f: {"evaluate_test": True}, r"data\.evaluate_test=True: images has no test set"),
-    "test predicted": (lambda f: {"predict_on": "test"}, r"data\.predict_on=test: images has no test set"),
+    "test followed": (lambda f: {"evaluate_test": True}, r"data\.evaluate_test: images has no test set"),
     "no path column": (lambda f: {"labeled": table(f, "file,label\na,b\n")}, r"no column 'path'"),
     "no such file": (lambda f: {"labeled": table(f, "path,label\nx.png,b\n")}, r"'x\.png' is not in"),
     "a path that is a folder": (lambda f: {"labeled": table(f, "path,label\ntest,b\n")}, "'test' is not in"),
@@ -316,19 +315,15 @@ def test_a_folder_can_be_predicted(folders):
     for i in range(3):
         paint(folders / "new" / f"{i}.png", (i, 0, 0))
     (folders / "new" / "broken.png").write_text("")
-    d = data(folders, predict_on=folders / "new")
     with pytest.warns(UserWarning, match=r"broken\.png"):
-        d.setup("predict")
-    (batch,) = list(d.predict_dataloader())
-    assert batch.inputs[:, 0, 0, 0].tolist() == [0, 1, 2]
-    assert [p.rsplit("/", 1)[1] for p in d.sets[d.predict_on].source.describe(batch.index)] == [
-        *("0.png", "1.png", "2.png")
-    ]
+        new = data(folders).read_new(folders / "new")
+    assert new.source.fetch(torch.arange(3))[:, 0, 0, 0].tolist() == [0, 1, 2]
+    names = [p.rsplit("/", 1)[1] for p in new.names]
+    assert sorted(names) == ["0.png", "1.png", "2.png", "broken.png"]
+    assert [names[row] for row in new.rows.tolist()] == ["0.png", "1.png", "2.png"]
 
 
-def test_without_a_test_set_the_pool_is_predicted(folders):
-    assert data(folders).predict_on == "unlabeled"
-    assert data(folders, test=folders / "test").predict_on == "test"
+def test_without_a_test_set_there_is_nothing_to_test(folders):
     with pytest.raises(UserError, match=r"data\.test: images has no test set"):
         data(folders).setup("test")
 

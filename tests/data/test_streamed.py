@@ -125,8 +125,8 @@ def test_blocks_are_read_once_an_epoch(folder):
 
 
 def test_in_order_the_pool_is_read_once(folder):
-    module = data(folder, predict_on="unlabeled", evaluation_batch_size=9)
-    shown = torch.cat([batch.inputs[:, 0, 5, 5] for batch in module.predict_dataloader()])
+    module = data(folder, evaluation_batch_size=9)
+    shown = torch.cat([batch.inputs[:, 0, 5, 5] for batch in module.in_order("unlabeled")])
     assert shown[8:].tolist() == list(range(POOL))
 
 

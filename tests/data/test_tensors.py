@@ -56,7 +56,6 @@ def test_unlabelled_examples_are_those_without_a_label():
     }
     assert data.class_names == ["a", "b", "c"]
     assert torch.equal(data.sets["unlabeled"].labels < 0, data.split.unlabeled >= 30)
-    assert data.predict_on == "unlabeled"
 
 
 @pytest.mark.parametrize("make", [Items, TensorDataset])

@@ -52,7 +52,7 @@ def made(path, tiny_bert, tmp_path, **kwargs):
 @pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "parquet"])
 def test_every_kind_of_file(tiny_bert, tmp_path, ending, number):
     path = write(tmp_path / f"train.{ending}", ROWS, number)
-    data = made(path, tiny_bert, tmp_path, predict_on="unlabeled", num_labeled=6, num_validation=9)
+    data = made(path, tiny_bert, tmp_path, num_labeled=6, num_validation=9)
     data.setup("fit")
     assert data.class_names == (["0", "1", "2"] if number else ["bad", "good", "so, so"])
     source = data.load(train=True)
@@ -65,7 +65,7 @@ def test_every_kind_of_file(tiny_bert, tmp_path, ending, number):
 def test_minus_one_is_no_class_of_numbers(tiny_bert, tmp_path):
     rows = {"text": ["a", "b", "c", "d"], "label": [1, 0, -1, -1]}
     pq.write_table(pa.table(rows), tmp_path / "a.parquet")
-    data = made(tmp_path / "a.parquet", tiny_bert, tmp_path, predict_on="unlabeled")
+    data = made(tmp_path / "a.parquet", tiny_bert, tmp_path)
     assert data.all_class_names == ("0", "1")
     assert data.read(train=True).labels.tolist() == [1, 0, -1, -1]
 
@@ -86,9 +86,7 @@ def batch_of(data, part="unlabeled", count=20):
 
 
 def test_a_batch_is_padded_to_its_longest_and_views_are_pieces(tiny_bert, tmp_path):
-    data = made(
-        write(tmp_path / "train.csv", ROWS), tiny_bert, tmp_path, predict_on="unlabeled", max_length=16
-    )
+    data = made(write(tmp_path / "train.csv", ROWS), tiny_bert, tmp_path, max_length=16)
     data.setup("fit")
     batch = batch_of(data)
     texts = data.load(True).describe(data.sets["unlabeled"].rows[batch.index])
@@ -102,7 +100,7 @@ def test_a_batch_is_padded_to_its_longest_and_views_are_pieces(tiny_bert, tmp_pa
 
 
 def test_tf_idf_view_changes_words_by_torchs_seed(tiny_bert, tmp_path):
-    data = made(write(tmp_path / "train.csv", ROWS), tiny_bert, tmp_path, predict_on="unlabeled", replace=0.5)
+    data = made(write(tmp_path / "train.csv", ROWS), tiny_bert, tmp_path, replace=0.5)
     data.setup("fit")
     batch = batch_of(data)
     weak = data.view(batch.inputs, ("weak",))
@@ -118,7 +116,7 @@ def test_tf_idf_view_changes_words_by_torchs_seed(tiny_bert, tmp_path):
 
 
 def test_image_augmentations_are_refused(tiny_bert, tmp_path):
-    data = made(write(tmp_path / "train.csv", ROWS), tiny_bert, tmp_path, predict_on="unlabeled")
+    data = made(write(tmp_path / "train.csv", ROWS), tiny_bert, tmp_path)
     data.setup("fit")
     inputs = batch_of(data).inputs
     with pytest.raises(UserError, match=r"RandAugment augments images.*strong \[tf_idf\]"):
@@ -170,7 +168,7 @@ def test_back_translation_shows_the_rows_own_paraphrase(tiny_bert, tmp_path):
     paraphrases = tmp_path / "para.parquet"
     texts = [t.strip() for t, _ in ROWS]
     pq.write_table(pa.table({"text": texts, "paraphrase": [f"{t} xyz" for t in texts]}), paraphrases)
-    data = made(path, tiny_bert, tmp_path, predict_on="unlabeled", paraphrases=paraphrases)
+    data = made(path, tiny_bert, tmp_path, paraphrases=paraphrases)
     data.setup("fit")
     batch = batch_of(data)
     seen = data.view(batch.inputs, ("back_translation", "weak"))
