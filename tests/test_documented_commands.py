@@ -117,7 +117,7 @@ def passages(document: str) -> list[Passage]:
         for child in token.children or ():
             if child.type == "code_inline" and is_command(child.content) and " " in child.content:
                 text = child.content.replace(" …", "")
-                named = re.fullmatch(r"(ssl-weighting|python) [\w/][\w./-]*", text)
+                named = re.fullmatch(r"(ssl-weighting|python|python -m) [\w/][\w./-]*", text)
                 found.append(Passage("name" if named else "command", text, line))
     return found
 
@@ -166,8 +166,11 @@ class Workshop:
         elif passage.kind == "yaml":
             self.run_yaml(passage)
         elif passage.kind == "name":
-            program, name = passage.text.split()
-            assert name in NAMES if program == "ssl-weighting" else (ROOT / name).is_file()
+            *program, name = passage.text.split()
+            if program == ["python", "-m"]:
+                assert importlib.util.find_spec(name), name
+            else:
+                assert name in NAMES if program == ["ssl-weighting"] else (ROOT / name).is_file()
         elif passage.text.split()[0] in SHELL:
             subprocess.run(["bash", "-euc", passage.text], check=True)
         else:
@@ -221,7 +224,7 @@ class Workshop:
             write_paraphrases(out)
 
     def supplied(self, words: list[str]) -> list[str]:
-        """Make the data that commands are told of, whatever their names; encoders are the tiny one. A second RUN is another."""
+        """Make the data that commands are told of; encoders are the tiny one. A second RUN is another."""
         if words.count("RUN") == 2:
             second = words.index("RUN", words.index("RUN") + 1)
             words = [*words[:second], "RUN_2", *words[second + 1 :]]
