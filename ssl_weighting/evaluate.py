@@ -13,7 +13,7 @@ from ssl_weighting.checkpoints import Saved, find_checkpoint, open_checkpoint
 from ssl_weighting.configurations import told
 from ssl_weighting.errors import UserError
 from ssl_weighting.predictions import check_out, predictions_table, write_beside, write_predictions
-from ssl_weighting.trained import TrainedModel
+from ssl_weighting.trained import TrainedModel, restored
 
 SETS = ("unlabeled", "validation", "test")
 HELP = {
@@ -122,9 +122,9 @@ def _error(command: str, argv: list[str], part: str, name: str) -> int:
 def _prepared(saved: Saved, asked: Asked, part: str | None) -> TrainedModel:
     """The model, and its data where a list of them is asked for; says what is not as in the run."""
     with_training_data = part in ("unlabeled", "validation")
-    model = TrainedModel(saved, asked.overrides, with_training_data, asked.own.get("device"))
-    if model.changes:
-        print(f"not as in the run: {told(model.changes)}", file=sys.stderr)
+    model, changes = restored(saved, asked.overrides, with_training_data, asked.own.get("device"))
+    if changes:
+        print(f"not as in the run: {told(changes)}", file=sys.stderr)
     if part is None:
         return model
     data, own = model.data, saved.own

@@ -27,47 +27,22 @@ PARTS = ("model", "data")
 
 
 class TrainedModel:
-    """The averaged θ of a run, with the preprocessing, the classes and, where they are asked for, the data of the run.
+    """The averaged θ of a module, with the preprocessing and the classes of its data.
 
     Args:
-        saved: Its checkpoint.
-        overrides: Options of ``model`` and ``data``, as on a command line.
-        with_training_data: Whether the run's own training data are looked at; new examples need none of them.
+        module: A trained module.
+        data: The data module that it was trained with, or one like it.
         device: Where to compute; default: a GPU, if there is one.
-
-    Attributes:
-        module: The module, in evaluation mode.
-        data: The data module.
-        changes: Options that are not those of the run: old value, new value.
-
-    Raises:
-        UserError: If an override does not fit, or what the configuration names is not there.
     """
 
-    def __init__(
-        self,
-        saved: Saved,
-        overrides: Sequence[str] = (),
-        with_training_data: bool = False,
-        device: str | None = None,
-    ) -> None:
-        parser = _parser()
-        config, self.changes = _resolved(parser, saved, overrides)
-        memory = nullcontext() if with_training_data else remembering(saved.own["memory"])
-        with memory:
-            made = parser.instantiate_classes(config)
-        self.saved, self.data, self.module = saved, made.data, made.model
-        assert isinstance(self.data, SSLData)
-        assert isinstance(self.module, SSLModule)
-        _load_average(self.module, saved)
+    def __init__(self, module: SSLModule, data: SSLData, device: str | None = None) -> None:
         self.device = torch.device(device or _best_device())
-        self.module.to(self.device).eval()
+        self.module, self.data = module.to(self.device).eval(), data
 
     @property
     def class_names(self) -> list[str]:
         """The C classes, in the order of the probabilities."""
-        names: list[str] = self.data.class_names
-        return names[: self.module.num_classes]
+        return self.data.class_names[: self.module.num_classes]
 
     def probabilities(self, examples: Any) -> np.ndarray:
         """Class probabilities of examples of any number.
@@ -98,10 +73,9 @@ class TrainedModel:
 
     def read(self, examples: Any) -> NewExamples:
         """Examples as the run's data set reads them; see `probabilities`."""
-        data: SSLData = self.data
         if isinstance(examples, (str, Path)):
-            return data.read_new(Path(examples).expanduser())
-        source = data.source_of(examples)
+            return self.data.read_new(Path(examples).expanduser())
+        source = self.data.source_of(examples)
         rows = torch.arange(len(source.labels))
         return NewExamples(source.describe(rows), rows, source)
 
@@ -137,7 +111,32 @@ def load(run: str | Path, device: str | None = None) -> TrainedModel:
     Raises:
         UserError: If there is no such run, or what its configuration names, such as an encoder, is not there.
     """
-    return TrainedModel(open_checkpoint(find_checkpoint(run), f"RUN={run}"), device=device)
+    return restored(open_checkpoint(find_checkpoint(run), f"RUN={run}"), device=device)[0]
+
+
+def restored(
+    saved: Saved, overrides: Sequence[str] = (), with_training_data: bool = False, device: str | None = None
+) -> tuple[TrainedModel, dict[str, tuple[Any, Any]]]:
+    """The model of a checkpoint, with the run's own configuration.
+
+    Args:
+        saved: The checkpoint.
+        overrides: Options of ``model`` and ``data``, as on a command line.
+        with_training_data: Whether the run's own training data are looked at; new examples need none of them.
+        device: Where to compute; default: a GPU, if there is one.
+
+    Returns:
+        The model, and the options that are not those of the run: old value, new value.
+
+    Raises:
+        UserError: If an override does not fit, or what the configuration names is not there.
+    """
+    parser = _parser()
+    config, changes = _resolved(parser, saved, overrides)
+    with nullcontext() if with_training_data else remembering(saved.own["memory"]):
+        made = parser.instantiate_classes(config)
+    _load_average(made.model, saved)
+    return TrainedModel(made.model, made.data, device), changes
 
 
 def _best_device() -> str:

@@ -530,5 +530,5 @@ def test_the_demo_is_run_by_ci():
 )
 def test_a_wrong_command_is_noticed(wrong, tmp_path, monkeypatch, given):
     workshop = Workshop(tmp_path, monkeypatch, given)
-    with pytest.raises((AssertionError, SystemExit, OSError, argparse.ArgumentError)):
+    with pytest.raises((AssertionError, SystemExit, OSError, ImportError, argparse.ArgumentError)):
         workshop.do(Passage("command", wrong, 1))

@@ -57,7 +57,7 @@ ANSWERS = {
     "--data ./photos": "no such name; there are ",
     "--model.influence exact": "did you mean ExactLastLayer?",
     "--model.algorithm null": "must be one of ",
-    "--model.backbone my_net.Net": "there is no module my_net",
+    "--model.backbone nobodys_module.Net": "there is no module nobodys_module",
     "--model.backbone torch.nn.Linear": "not a class that fits here",
     "--model.optimizer torch.optim.Adm": "torch.optim has no Adm; did you mean Adam?",
     "--model.optimizer.lr 0.1": "Give --model.optimizer NAME before it",

@@ -11,6 +11,7 @@ from ssl_weighting.backbones.module_backbone import ModuleBackbone
 from ssl_weighting.data.tensors import TensorData
 from ssl_weighting.errors import UserError
 from ssl_weighting.module import SSLModule
+from ssl_weighting.trained import TrainedModel
 
 CLASSES = 3
 
@@ -126,8 +127,10 @@ def test_training_from_python(tmp_path):
     weights = module.weights.values
     assert weights.shape == (data.num_unlabeled,)
     assert (weights != 1).any()
-    predictions = trainer.predict(module, data)
-    assert torch.cat([p for _, p in predictions]).shape == (90, 3)
+    found = TrainedModel(module, data, "cpu").probabilities(test_inputs)
+    assert (found.argmax(-1) != test_labels.numpy()).mean() == pytest.approx(
+        float(trainer.callback_metrics["test/error"])
+    )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

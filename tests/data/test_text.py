@@ -211,7 +211,7 @@ def test_empty_texts(tiny_bert, tmp_path):
     with pytest.warns(DataWarning, match="2 of 58 texts are empty"):
         made(path, tiny_bert, tmp_path)
     with pytest.raises(
-        UserError, match=r"all 56 texts are empty; name their column with --data\.text_column"
+        UserError, match=r"all 56 texts are empty; name another column with --data\.text_column"
     ):
         made(write(tmp_path / "none.csv", [(" ", label) for _, label in ROWS]), tiny_bert, tmp_path)
 
