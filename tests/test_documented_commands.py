@@ -263,7 +263,7 @@ class Workshop:
         if words[:2] == ["-m", "ssl_weighting"]:
             self.ssl_weighting(words[2:])
         elif words[:2] == ["-m", "lab"]:
-            self.laboratory(words[2:])
+            self.laboratory(self.supplied(words[2:]))
         elif words[0] == "-m" and words[1].startswith("lab."):
             with self.monkeypatch.context() as patch:
                 patch.setattr(sys, "argv", words[1:])
