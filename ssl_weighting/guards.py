@@ -38,19 +38,6 @@ def require(key: str, value: Any, fine: bool, mend: str) -> None:
         raise UserError(f"{key}={value}: {mend}")
 
 
-def check_precision(precision: object) -> None:
-    """Refuse float16.
-
-    Raises:
-        UserError: With the reason and what to use instead.
-    """
-    if str(precision) in ("16", "16-mixed", "16-true"):
-        raise UserError(
-            f"trainer.precision={precision}: float16 scales the loss, and under manual optimisation Lightning would "
-            "clip the scaled gradients; use bf16-mixed or 32-true"
-        )
-
-
 def check_classes(num_classes: int, data: SSLData) -> None:
     """Refuse a head with more or fewer outputs than the data has classes.
 

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils import _pytree as pytree
 
 from ssl_weighting.algorithms.base import Algorithm, Context, Labeled, Model, Unlabeled, View, supervised_term
@@ -34,7 +34,6 @@ from ssl_weighting.guards import (
     FEW,
     FiniteGuard,
     check_classes,
-    check_precision,
     check_vocabulary,
     fits,
     require,
@@ -45,6 +44,8 @@ from ssl_weighting.guards import (
 )
 from ssl_weighting.influence import ExactLastLayer, Influence
 from ssl_weighting.influence.base import ThetaStep
+from ssl_weighting.precision import check_precision
+from ssl_weighting.resumption import check_optimizer, fitted_moments, group_sizes, misfit, take_options
 from ssl_weighting.row_file import RowFile
 from ssl_weighting.rules import BiasCorrection, WeightOptimizer, make_rule
 from ssl_weighting.schedules import Schedule, make_schedule
@@ -201,7 +202,7 @@ class SSLModule(LightningModule):
         self.make_optimizer, self.decay_all = optimizer, decay_all
         self.schedule, self.lr_warmup_steps = schedule, lr_warmup_steps
         self.clip_norm, self.accumulate, self.channels_last = clip_norm, accumulate, channels_last
-        self.compiles, self._is_sharded = compile, False
+        self.compiles, self._is_sharded, self._resumes = compile, False, False
         self.weights: ExampleWeights
         self.record: ExampleRecord
         self.directory: Path | None = None
@@ -614,16 +615,7 @@ class SSLModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """θ's optimiser and schedule. Λ's is not registered: every registered optimiser's step counts as a step."""
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-        kernels = [p for p in parameters if p.dim() > 1 or self.decay_all]
-        others = [p for p in parameters if not (p.dim() > 1 or self.decay_all)]
-        groups: list[dict[str, Any]] = [{"params": kernels}]
-        if others:
-            groups.append({"params": others, "weight_decay": 0.0})
-        try:
-            optimizer = self.make_optimizer(groups)
-        except (ValueError, TypeError) as error:
-            raise UserError(f"model.optimizer: {error}") from error
+        optimizer = self._new_optimizer()
         if self.influence.records_steps and not (
             isinstance(optimizer, torch.optim.SGD) and self.accumulate == 1
         ):
@@ -634,6 +626,19 @@ class SSLModule(LightningModule):
         return [optimizer], [
             make_schedule(optimizer, self.schedule, self.trainer.max_steps, self.lr_warmup_steps)
         ]
+
+    def _new_optimizer(self) -> Optimizer:
+        """θ's optimiser as the options ask for it, without state."""
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        kernels = [p for p in parameters if p.dim() > 1 or self.decay_all]
+        others = [p for p in parameters if not (p.dim() > 1 or self.decay_all)]
+        groups: list[dict[str, Any]] = [{"params": kernels}]
+        if others:
+            groups.append({"params": others, "weight_decay": 0.0})
+        try:
+            return self.make_optimizer(groups)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"model.optimizer: {error}") from error
 
     # ---- evaluation ---------------------------------------------------------------------------------------
 
@@ -719,7 +724,12 @@ class SSLModule(LightningModule):
     # ---- checkpoints --------------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
-        """Hand the influence what a checkpoint kept of it."""
+        """Hand the influence what a checkpoint kept of it; let the options win over what else it brought back."""
+        if self._resumes:
+            optimizer = cast(LightningOptimizer, self.optimizers()).optimizer
+            take_options(optimizer, self._new_optimizer(), cast(LambdaLR, self.lr_schedulers()))
+            self.weights.values.clamp_(*self.weight_bounds)
+            self._resumes = False
         if self._influence_state is not None:
             on_device = partial(pytree.tree_map_only, Tensor, lambda x: x.to(self.device))
             self.influence.restore(on_device(self._influence_state))
@@ -730,7 +740,10 @@ class SSLModule(LightningModule):
         self._finite.check()
         split = self.split()
         influence = self.influence.state()
+        optimizer = cast(LightningOptimizer, self.optimizers()).optimizer
         checkpoint["ssl_weighting"] = {
+            "optimizer": type(optimizer).__name__,
+            "groups": group_sizes(optimizer),
             "data_set": split.data_set,
             "split_sha256": split.sha256(),
             "seed": self.seed,
@@ -755,6 +768,17 @@ class SSLModule(LightningModule):
             "SSLModule.load_from_checkpoint: use ssl_weighting.load(RUN), which knows the run's preprocessing and classes"
         )
 
+    def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
+        """See torch; a state that does not fit is put down to the option that was changed.
+
+        Raises:
+            UserError: Naming it.
+        """
+        try:
+            return super().load_state_dict(*arguments, **options)
+        except RuntimeError as error:
+            raise misfit(error) from None
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another data set or split; go on with the seed of the run that saved it."""
         if "ssl_weighting" not in checkpoint:
@@ -778,12 +802,20 @@ class SSLModule(LightningModule):
                 f"trainer.devices: the checkpoint's influence remembers the batches of {processes} processes, but "
                 f"{process_count()} are running; go on with as many"
             )
+        if self.trainer.training:
+            check_optimizer(saved, self._new_optimizer())
+            self._resumes = True
         self.seed, self.skipped = saved["seed"], saved.get("skipped", 0)
         several = saved["influence"] is not None and processes > 1
         self._influence_state = saved["influence"][self.global_rank] if several else saved["influence"]
         state = checkpoint["state_dict"]
         for name, rows in (("weights.", self.weights), ("record.", self.record)):
             state.update(rows.own({key: value for key, value in state.items() if key.startswith(name)}))
+        steps = state["weights._extra_state"]["steps"]
+        counts = steps if self.weights.shared else state["record.updates"]
+        columns = self.weights.rule.columns
+        if state["weights.moments"].shape[1] != columns:
+            state["weights.moments"] = fitted_moments(state["weights.moments"], columns, counts)
         if self.weights.file is not None:
             if self.trainer.is_global_zero:
                 self.weights.file.open_at(checkpoint["global_step"])

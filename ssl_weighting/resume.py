@@ -21,6 +21,18 @@ given wins, and is said: --trainer.max_steps 2000 trains longer. RUN is the run'
 one of its checkpoints."""
 
 
+FIXED = (
+    "seed_everything",
+    "model.num_classes",
+    "model.weight_init",
+    "model.weight_storage",
+    "model.accumulate",
+    "model.decay_all",
+    "model.symmetric_binary_head",
+)
+"""Options that a run is begun with once and for all."""
+
+
 class Resumed(NamedTuple):
     """A run that goes on.
 
@@ -125,11 +137,13 @@ def refuse_changes(run: Resumed, changes: dict[str, tuple[Any, Any]]) -> None:
     Raises:
         UserError: Naming the option.
     """
-    if "seed_everything" in changes:
-        old, new = changes["seed_everything"]
-        raise UserError(
-            f"seed_everything={new}: the run {run.directory} was begun with {old}, and goes on with it; leave it out"
-        )
+    for key in FIXED:
+        if key in changes:
+            old, new = changes[key]
+            raise UserError(
+                f"{key}={new}: the run {run.directory} was begun with {old}, and goes on with it; leave it out, or start "
+                "a new run with fit"
+            )
 
 
 def refuse_without_effect(typed: Mapping[str, str], split: Any, mend: str) -> None:

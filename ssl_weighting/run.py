@@ -9,7 +9,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from jsonargparse import Namespace
@@ -34,10 +34,10 @@ from ssl_weighting.configurations import differences, share_encoder_name, told
 from ssl_weighting.dashboard import has_wandb_key
 from ssl_weighting.data import SSLData
 from ssl_weighting.errors import UserError
-from ssl_weighting.guards import check_precision
 from ssl_weighting.launch import agreed, check_strategy, explained, is_first_process, locked, on_one_line
 from ssl_weighting.module import SSLModule
 from ssl_weighting.parser import Parser
+from ssl_weighting.precision import settled_precision
 from ssl_weighting.recipes import find_recipe
 from ssl_weighting.redact import without_secrets
 from ssl_weighting.report.page import write_page
@@ -125,12 +125,14 @@ class CLI(LightningCLI):
         parser.add_argument("--runs", type=str, default="runs", help="Folder that run folders go into.")
         parser.add_lightning_class_args(RunFiles, "checkpoint")
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
+        (precision,) = (action for action in parser._actions if action.dest == "trainer.precision")
+        precision._typehint = Literal["auto"] | precision._typehint  # type: ignore[attr-defined]
         parser.set_defaults({"model.influence": {"class_path": "ssl_weighting.influence.ExactLastLayer"}})
 
     def before_instantiate_classes(self) -> None:
         """Settle the run's folder: a new one, or that of the checkpoint."""
         config = self.config[self.subcommand]
-        check_precision(config.trainer.precision)
+        config.trainer.precision = settled_precision(config.trainer.precision, config.trainer.accelerator)
         check_strategy(config.trainer.strategy)
         share_encoder_name(config)
         if config.data.get("init_args", {}).get("split") is not None:

@@ -40,7 +40,9 @@ OPTIONS: dict[str, TrainerOption] = {
     "devices": TrainerOption("N", "how many devices, or a list of them such as [0,1]"),
     "num_nodes": TrainerOption("N", "machines, each started by torchrun or a cluster"),
     "strategy": TrainerOption("ddp|fsdp2", "several devices: whole networks, or one that is divided"),
-    "precision": TrainerOption("32-true|bf16-mixed|...", "of the network's computations"),
+    "precision": TrainerOption(
+        "auto|32-true|...", "of the network's computations; auto: bf16-mixed where the machine is fast at it"
+    ),
     "logger": TrainerOption("NAME", "WandbLogger, TensorBoard; metrics.csv is always written"),
     "callbacks": TrainerOption("[NAME]", "Lightning's, such as LearningRateMonitor, and your own"),
     "enable_progress_bar": TrainerOption("true|false", "default: on a terminal"),

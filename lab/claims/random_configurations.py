@@ -45,7 +45,6 @@ from ssl_weighting.backbones.wide_resnet import WideResNet
 from ssl_weighting.data.digits import Digits
 from ssl_weighting.data.synthetic import Synthetic
 from ssl_weighting.errors import UserError
-from ssl_weighting.guards import check_precision
 from ssl_weighting.influence.conjugate_gradient import ConjugateGradient
 from ssl_weighting.influence.exact import ExactLastLayer
 from ssl_weighting.influence.identity import Identity
@@ -55,6 +54,7 @@ from ssl_weighting.influence.neumann import Neumann
 from ssl_weighting.influence.relative import RelativeInfluence
 from ssl_weighting.influence.truncated_unroll import TruncatedUnroll
 from ssl_weighting.module import SSLModule
+from ssl_weighting.precision import check_precision
 
 Choose = Callable[[Sequence[Any]], Any]
 Options = dict[str, Sequence[Any]]

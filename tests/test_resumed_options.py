@@ -1,0 +1,186 @@
+"""A resumed run does what it is told now: for every option of the module that a checkpoint could hold against it."""
+
+import inspect
+from functools import partial
+
+import pytest
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from torch import nn
+
+from ssl_weighting.algorithms.fixmatch import FixMatch
+from ssl_weighting.algorithms.freematch import FreeMatch
+from ssl_weighting.algorithms.uda import UDA
+from ssl_weighting.backbones.conv import SmallConvNet
+from ssl_weighting.data.digits import Digits
+from ssl_weighting.errors import UserError
+from ssl_weighting.influence.identity import Identity
+from ssl_weighting.module import SSLModule
+from ssl_weighting.resume import FIXED, Resumed, refuse_changes
+from ssl_weighting.resumption import fitted_moments
+
+
+class Noise(nn.Module):
+    def forward(self, images):
+        return images + 0.3 * torch.randn_like(images)
+
+
+SGD = partial(torch.optim.SGD, lr=0.03, momentum=0.9)
+OLD = {
+    "num_classes": 10,
+    "algorithm": lambda: UDA(threshold=0.107, strong=[Noise()]),
+    "optimizer": SGD,
+    "inner_steps": 1,
+    "weight_lr": 0.05,
+    "ema_decay": 0.9,
+    "schedule": "constant",
+}
+NEW = {
+    "algorithm": lambda: FixMatch(threshold=0.05, strong=[Noise()]),
+    "influence": lambda: Identity(scope="last_layer"),
+    "weighting": "fixed",
+    "inner_steps": 2,
+    "warmup_steps": 100,
+    "weight_lr": 0.5,
+    "weight_optimizer": "sgd",
+    "bias_correction": "per_example",
+    "weight_bounds": (0.99, 1.01),
+    "influence_batchnorm": "train",
+    "optimizer": partial(torch.optim.SGD, lr=0.3, momentum=0.9),
+    "schedule": "linear",
+    "lr_warmup_steps": 100,
+    "clip_norm": 1e-3,
+    "ema_decay": 0.5,
+    "labeled_augmentation": lambda: [Noise()],
+    "target_pass": "apart",
+}
+"""Another value of each option that changes the steps to come."""
+SAME_NUMBERS = {"nonfinite", "channels_last", "compile"}
+"""How a step is computed, or what is done about a bad one."""
+
+
+def made(**changes):
+    seed_everything(0, verbose=False)
+    options = OLD | changes
+    values = {name: value() if inspect.isfunction(value) else value for name, value in options.items()}
+    values.setdefault("backbone", SmallConvNet(1, (8, 8)))
+    return SSLModule(**values)
+
+
+def fit(folder, steps, checkpoint=None, **changes):
+    module = made(**changes)
+    data = Digits(
+        num_labeled=20, num_validation=20, labeled_batch_size=4, unlabeled_batch_size=16, split_seed=0,
+        validation_batch_size=20,
+    )  # fmt: skip
+    trainer = Trainer(
+        max_steps=steps, max_epochs=-1, accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+        limit_val_batches=0, num_sanity_val_steps=0, default_root_dir=folder,
+    )  # fmt: skip
+    trainer.fit(module, data, ckpt_path=checkpoint)
+    return module, trainer
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """A checkpoint after four steps, and the state after two more with the same options."""
+    folder = tmp_path_factory.mktemp("begun")
+    _, trainer = fit(folder, 4)
+    trainer.save_checkpoint(folder / "4.ckpt")
+    module, _ = fit(folder, 6, folder / "4.ckpt")
+    return folder / "4.ckpt", numbers(module)
+
+
+def numbers(module):
+    return {
+        name: value.clone()
+        for name, value in module.state_dict().items()
+        if isinstance(value, torch.Tensor) and not name.startswith("algorithm.")
+    }
+
+
+def test_every_option_is_tried():
+    options = {*inspect.signature(SSLModule.__init__).parameters} - {"self"}
+    fixed = {key.removeprefix("model.") for key in FIXED if key.startswith("model.")}
+    assert options == {*NEW} | fixed | SAME_NUMBERS | {"backbone", "update_masked"}
+
+
+def test_the_same_options_are_a_run_left_alone(begun, tmp_path):
+    _, resumed = begun
+    whole, _ = fit(tmp_path, 6)
+    for name, value in numbers(whole).items():
+        assert torch.equal(value.nan_to_num(), resumed[name].nan_to_num()), name
+
+
+@pytest.mark.parametrize("option", NEW)
+def test_the_new_value_is_what_the_next_step_uses(option, begun, tmp_path):
+    checkpoint, same = begun
+    module, _ = fit(tmp_path, 6, checkpoint, **{option: NEW[option]})
+    found = numbers(module)
+    differing = {
+        name
+        for name, value in found.items()
+        if value.shape != same[name].shape or not torch.equal(value.nan_to_num(), same[name].nan_to_num())
+    }
+    assert differing, f"{option} of the checkpoint won"
+    if option.startswith("weight") or option in (
+        "bias_correction",
+        "influence",
+        "inner_steps",
+        "warmup_steps",
+    ):
+        assert "weights.values" in differing
+
+
+def test_masked_examples_move_from_now_on(begun, tmp_path):
+    strict = {"algorithm": lambda: UDA(threshold=0.99, strong=[Noise()])}
+    still, moving = (
+        fit(tmp_path, 6, begun[0], update_masked=masked, **strict)[0].weights.values
+        for masked in (False, True)
+    )
+    assert (still != moving).any()
+
+
+def test_rates_and_momentum_are_the_new_ones(begun, tmp_path):
+    module, _ = fit(tmp_path, 6, begun[0], optimizer=partial(torch.optim.SGD, lr=0.2, momentum=0.5))
+    for group in module.optimizers().param_groups:
+        assert (group["lr"], group["initial_lr"], group["momentum"]) == (0.2, 0.2, 0.5)
+    assert module.lr_schedulers().base_lrs == [0.2, 0.2]
+
+
+def test_weights_lie_within_the_new_bounds(begun, tmp_path):
+    module, _ = fit(tmp_path, 5, begun[0], weight_bounds=(0.99, 1.01))
+    assert module.weights.values.max() <= 1.01
+
+
+REFUSED = {
+    "another optimiser": ({"optimizer": partial(torch.optim.AdamW, lr=1e-3)}, "begun with SGD, whose moments"),
+    "other groups": ({"decay_all": True}, r"model\.decay_all, model\.backbone: "),
+    "another network": ({"backbone": lambda: SmallConvNet(1, (4, 4))}, r"model\.(decay_all|backbone)"),
+    "a method with state of its own": ({"algorithm": lambda: FreeMatch(strong=[Noise()])}, r"model\.algorithm: "),
+    "one weight for all": ({"weighting": "single"}, r"model\.weighting: "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_state_that_does_not_fit_is_refused_by_its_option(case, begun, tmp_path):
+    changes, expected = REFUSED[case]
+    with pytest.raises(UserError, match=expected):
+        fit(tmp_path, 6, begun[0], **changes)
+
+
+@pytest.mark.parametrize("key", FIXED)
+def test_what_a_run_is_begun_with_stays(key, tmp_path):
+    run = Resumed(tmp_path / "last.ckpt", tmp_path, {}, 4)
+    with pytest.raises(UserError, match=rf"{key}=2: the run .* was begun with 1, and goes on with it"):
+        refuse_changes(run, {key: (1, 2)})
+
+
+def test_moments_for_another_rule():
+    two, counts = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([5, 6])
+    three = fitted_moments(two, 3, counts)
+    assert three.tolist() == [[1, 2, 5], [3, 4, 6]]
+    assert torch.equal(fitted_moments(three, 2, counts), two)
+    assert fitted_moments(three, 0, counts).shape == (2, 0)
+    assert fitted_moments(two[:, :0], 3, counts).tolist() == [[0, 0, 0]] * 2
