@@ -335,7 +335,7 @@ class SSLModule(LightningModule):
             return
         self._finite.see(self.global_step, {"the influence": gradient.sum()})
         self._finite.check()  # before Λ moves
-        self.weights.step(index, gradient)  # line 12
+        self.weights.step(index, gradient, len(batch["unlabeled"].index) * process_count())  # line 12
         self._note(_guesses_of(objective))
         self.record.moved(index, gradient)
         self._log_weight_step(index, gradient, validation)

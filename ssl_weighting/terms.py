@@ -142,8 +142,8 @@ class LossTerm:
         scale: Coefficient × ramp.
         confidence: (B,), the largest probability of the guess that the target was made of, for the record;
             ``None`` if that is the target itself.
-        anchor: (B, D), detached: features of the view that the target was guessed from; ``None`` if those are
-            ``features``.
+        anchor: (B, D), detached: features of the view from which the target, a guess of each example's own class, was
+            made; ``None`` where the target is no such guess: a mix of examples, a cost, the truth.
     """
 
     name: str

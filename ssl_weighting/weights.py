@@ -128,16 +128,21 @@ class ExampleWeights(_Rows):
         return self._read(self.values, index)
 
     @torch.no_grad()
-    def step(self, index: Tensor, gradient: Tensor) -> None:
+    def step(self, index: Tensor, gradient: Tensor, examples: int | None = None) -> None:
         """Move the rows ``index`` (B,) against ``gradient`` (B,); rows named twice have theirs summed.
 
-        A shared weight takes the mean of the gradient. All processes hand over the same rows and gradients.
+        A shared weight takes the mean over the examples of their summed gradients. All processes hand over the same.
+
+        Args:
+            index: Rows, int64: once an example and loss term.
+            gradient: Derivatives in the rows' weights.
+            examples: How many examples they are of; default B, as of one term.
         """
         self._check(index)
         self.steps += 1
         gradient = gradient.to(self.values)
         if self.shared:
-            index, gradient = torch.zeros_like(index[:1]), gradient.mean()[None]
+            index, gradient = torch.zeros_like(index[:1]), gradient.sum()[None] / (examples or len(index))
         rows, place = torch.unique(index, return_inverse=True)
         gradient = gradient.new_zeros(len(rows)).index_add_(0, place, gradient)
         if self.file is not None:

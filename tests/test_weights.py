@@ -40,6 +40,15 @@ def test_shared_weight_takes_the_mean_gradient():
     torch.testing.assert_close(weights.gather(torch.tensor([99, 0])), torch.tensor([0.7, 0.7]))
 
 
+def test_a_shared_weight_adds_up_the_terms_of_an_example():
+    """Two equal terms: twice the derivative of one."""
+    index, gradient = torch.tensor([3, 50]), torch.tensor([0.2, 0.4])
+    one, two = ExampleWeights(100, SGD, shared=True), ExampleWeights(100, SGD, shared=True)
+    one.step(index, gradient)
+    two.step(index.repeat(2), gradient.repeat(2), examples=2)
+    torch.testing.assert_close(1 - two.values, 2 * (1 - one.values))
+
+
 def test_dense_adam_moves_rows_that_are_absent():
     """The ablation's rival: vanilla Adam drags examples along that are not in the batch."""
     weights = ExampleWeights(3, make_rule("adam", 0.1))

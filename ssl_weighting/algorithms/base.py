@@ -196,7 +196,8 @@ def unlabeled_term(
         mask: (B,), floating or boolean; default all ones.
         scale: Coefficient × ramp.
         confidence: (B,), the largest probability of the guess behind ``target``.
-        anchor: What the network made of the view that ``target`` was guessed from, if another.
+        anchor: What the network made of the view that ``target`` was guessed from, if it is a guess of each example's
+            own class: ``RelativeInfluence`` compares by it.
         head: The linear head that made the logits.
     """
     target = target.detach()

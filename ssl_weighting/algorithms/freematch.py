@@ -126,7 +126,6 @@ class FreeMatch(Algorithm):
                     mask=selected * len(selected) / selected.sum().clamp(min=1),
                     scale=self.fairness_coefficient,
                     confidence=confidence,
-                    anchor=weak,
                 )
             )
         terms.append(

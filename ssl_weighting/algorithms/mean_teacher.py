@@ -60,5 +60,6 @@ class MeanTeacher(Algorithm):
                 SQUARED_ERROR,
                 unlabeled.index,
                 scale=self.coefficient * context.ramp(self.ramp),
+                anchor=student,
             ),
         ]

@@ -61,5 +61,6 @@ class PseudoLabel(Algorithm):
                 mask=confidence > self.threshold,
                 scale=self.coefficient * context.ramp(self.ramp),
                 confidence=confidence,
+                anchor=weak,
             ),
         ]

@@ -123,7 +123,8 @@ class ReMixMatch(Algorithm):
         """See :meth:`Algorithm.loss_terms`."""
         views, index = [unlabeled.views[name] for name in self.views], unlabeled.index
         with torch.no_grad(), paused_statistics(model):
-            guess = model(views[0]).probabilities()
+            weak = model(views[0])
+        guess = weak.probabilities()
         target = sharpened(self.aligned(guess), self.temperature)
         if context.learning:
             self._remember(guess, labeled.target)
@@ -167,7 +168,14 @@ class ReMixMatch(Algorithm):
             scale = self.strong_coefficient * ramp
             terms.append(
                 unlabeled_term(
-                    "strong", strong, target, CROSS_ENTROPY, index, scale=scale, confidence=confidence
+                    "strong",
+                    strong,
+                    target,
+                    CROSS_ENTROPY,
+                    index,
+                    scale=scale,
+                    confidence=confidence,
+                    anchor=weak,
                 )
             )
         return terms

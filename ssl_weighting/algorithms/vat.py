@@ -80,7 +80,9 @@ class VAT(Algorithm):
         scale = self.coefficient * context.ramp(self.ramp)
         terms = [
             supervised_term(known, labeled.target),
-            unlabeled_term("adversarial", perturbed, target, KL_DIVERGENCE, unlabeled.index, scale=scale),
+            unlabeled_term(
+                "adversarial", perturbed, target, KL_DIVERGENCE, unlabeled.index, scale=scale, anchor=plain
+            ),
         ]
         if self.entropy_coefficient:
             entropy = unlabeled_term(

@@ -90,7 +90,7 @@ def activation_products(
     for name, (layer, _) in layers.items():
         if name not in taps.reached:
             raise UnsupportedLayerError(
-                f"influence.engine='activation': the parameters of {readable(name)} ({type(layer).__name__}) "
+                f"model.influence.engine='activation': the parameters of {readable(name)} ({type(layer).__name__}) "
                 "are used without calling the layer; choose engine 'jvp'"
             )
     if not layers:  # another head than the scope's
@@ -115,7 +115,7 @@ class _Taps:
                 out = out.expand(len(self.products), *out.shape[1:])  # positions, the same for every example
             if len(out) != len(self.products) or (isinstance(layer, nn.Embedding) and args[0].dim() == 1):
                 raise UnsupportedLayerError(
-                    f"influence.engine='activation': the output {tuple(out.shape)} of {readable(name)} has "
+                    f"model.influence.engine='activation': the output {tuple(out.shape)} of {readable(name)} has "
                     "no axis of examples in front; choose engine 'jvp'"
                 )
             if not out.requires_grad:
@@ -129,7 +129,7 @@ class _Taps:
                 kept.clear()
                 if versions != [a._version for a in activations if isinstance(a, Tensor)]:
                     raise UnsupportedLayerError(
-                        f"influence.engine='activation': the input of {readable(name)} is overwritten in "
+                        f"model.influence.engine='activation': the input of {readable(name)} is overwritten in "
                         "place; choose engine 'jvp'"
                     )
                 again = functional_call(layer, vector, activations, kwargs)
@@ -157,7 +157,7 @@ def _layers(
         linear = type(layer).forward in _FORWARDS or is_head
         if not linear:
             raise UnsupportedLayerError(
-                f"influence.engine='activation': does not know the layer {readable(name)} "
+                f"model.influence.engine='activation': does not know the layer {readable(name)} "
                 f"({type(layer).__name__}); choose engine 'jvp' or leave the layer out of the scope"
             )
         layers[name] = (

@@ -69,10 +69,10 @@ class ConjugateGradient(ScopedInfluence):
         return solution
 
     def _negative(self, solution: Tensor, gradient: Tensor, curvature: float, iteration: int) -> Tensor:
-        mend = "choose influence.curvature='ggn' or raise influence.damping by at least its size"
+        mend = "choose model.influence.curvature='ggn' or raise model.influence.damping by at least its size"
         if iteration == 0 and not self.damping > 0:
             raise UnsolvedError(
-                f"influence.damping={self.damping:g}: the curvature along the validation gradient is "
+                f"model.influence.damping={self.damping:g}: the curvature along the validation gradient is "
                 f"{curvature:.3g}; {mend}"
             )
         warnings.warn(

@@ -36,7 +36,7 @@ def check_curvature(curvature: str) -> str:
     """
     if curvature not in get_args(Curvature):
         raise UserError(
-            f"influence.curvature={curvature!r}: must be 'ggn' (generalised Gauss-Newton) or 'hessian'"
+            f"model.influence.curvature={curvature!r}: must be 'ggn' (generalised Gauss-Newton) or 'hessian'"
         )
     return curvature
 
@@ -78,7 +78,7 @@ class CurvatureOperator:
     ) -> None:
         self.network, self.batches = network, batches
         self.theta = {name: p.detach().clone().requires_grad_() for name, p in parameters.items()}
-        self.damping = damping
+        self.damping: float | Tensor = damping
         self._build = self._gauss_newton if curvature == "ggn" else self._hessian
         self.chunk_size = chunk_size
         self._kept: list[Product] | None = None

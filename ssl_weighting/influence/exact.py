@@ -22,6 +22,7 @@ from torch import Tensor
 from ssl_weighting.distributed import all_processes, averaged, process_count
 from ssl_weighting.errors import UnsolvedError, UserError
 from ssl_weighting.influence.base import Influence, Network
+from ssl_weighting.influence.finite import check_given, check_influences
 from ssl_weighting.terms import LinearHead, LossTerm, Objective
 
 DAMPING_PRESETS = {"paper": 5e-4, "reference_code": 1.0}
@@ -55,16 +56,18 @@ class ExactLastLayer(Influence):
         bias: bool = True,
         max_dense: int = 5000,
     ) -> None:
-        self.damping = DAMPING_PRESETS[damping] if isinstance(damping, str) else float(damping)
+        preset = DAMPING_PRESETS.get(damping, -1.0) if isinstance(damping, str) else damping
+        self.damping = float(preset)
         if not self.damping >= 0:
             raise UserError(
-                f"influence.damping={damping}: must be at least 0, or 'paper' or 'reference_code'"
+                f"model.influence.damping={damping}: must be at least 0, or 'paper' or 'reference_code'"
             )
         self.bias, self.max_dense = bias, max_dense
 
     @torch.no_grad()
     def __call__(self, network: Network, objective: Objective, validation: LossTerm) -> list[Tensor]:
         """See :meth:`Influence.__call__`."""
+        check_given(self, objective, validation)
         head = network.head(validation.head)
         rows = [
             _Rows(term, weights, head, self.bias)
@@ -95,6 +98,7 @@ class ExactLastLayer(Influence):
                 continue
             row, product = by_term[id(term)]
             influences.append(-term.scale * (row.logit_gradient() * product).sum(-1))
+        check_influences(self, influences)
         return influences
 
 
@@ -166,7 +170,7 @@ class _System:
             solution: Tensor = (vectors @ scaled).view_as(gradient)
             return solution
         factor, failed = torch.linalg.cholesky_ex(hessian)
-        if failed:
+        if failed and hessian.isfinite().all():
             raise _not_positive(self.damping)
         return torch.cholesky_solve(gradient.reshape(-1, 1), factor).view_as(gradient)
 
@@ -192,13 +196,13 @@ class _System:
             previous, square = square, residual.square().sum()
             direction = residual + (square / previous) * direction
         raise UnsolvedError(
-            f"influence.damping={self.damping}: conjugate gradients did not reach a relative residual of "
+            f"model.influence.damping={self.damping}: conjugate gradients did not reach a relative residual of "
             f"{self.tolerance} in {self.max_iterations} steps; raise the damping"
         )
 
 
 def _not_positive(damping: float) -> UnsolvedError:
     return UnsolvedError(
-        f"influence.damping={damping}: the last layer's Hessian is not positive definite; raise the damping "
+        f"model.influence.damping={damping}: the last layer's Hessian is not positive definite; raise the damping "
         "above its most negative eigenvalue"
     )

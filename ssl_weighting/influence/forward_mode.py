@@ -67,7 +67,7 @@ def logits_and_tangents(
         if "forward AD" not in message and "jvp" not in message:
             raise
         raise ForwardModeError(
-            f"influence.engine='jvp': {message.splitlines()[0]} Choose engine 'activation' or 'vmap'"
+            f"model.influence.engine='jvp': {message.splitlines()[0]} Choose engine 'activation' or 'vmap'"
         ) from None
     return primal, torch.zeros_like(primal) if tangent is None else tangent
 

@@ -60,7 +60,7 @@ class Larsen(ScopedInfluence):
     ) -> None:
         super().__init__(**options)
         if outer_product not in ("batch", "fisher"):
-            raise UserError(f"influence.outer_product={outer_product!r}: must be 'batch' or 'fisher'")
+            raise UserError(f"model.influence.outer_product={outer_product!r}: must be 'batch' or 'fisher'")
         check_positive("damping", damping)
         self.outer_product, self.damping = outer_product, damping
 
@@ -68,8 +68,11 @@ class Larsen(ScopedInfluence):
         """See :meth:`ScopedInfluence.solve`."""
         if self.outer_product == "fisher":
             return _Fisher(problem, gradient, self.damping).solution()
-        batch = problem.operator("ggn", 0.0).gradient()
-        return (gradient - batch * (batch @ gradient) / (self.damping + batch @ batch)) / self.damping
+        batch, metric = problem.operator("ggn", 0.0).gradient(), problem.metric()
+        square = batch @ (batch / metric)
+        return (gradient - batch * (batch @ (gradient / metric)) / (self.damping + square)) / (
+            self.damping * metric
+        )
 
     def evaluate(self, network: Network, objective: Objective, validation: LossTerm) -> list[Tensor]:
         """See :meth:`ScopedInfluence.evaluate`."""
@@ -103,10 +106,11 @@ def _of_all_processes(objective: Objective) -> Objective:
 
 
 class _Fisher:
-    """(Jᵀ W J + δ) v = g, solved on the side of the n examples."""
+    """(Jᵀ W J + δ M) v = g, solved on the side of the n examples; J stands for J M^−½, g for M^−½ g, v for M^½ v."""
 
     def __init__(self, problem: Problem, gradient: Tensor, damping: float) -> None:
-        self.problem, self.gradient, self.damping = problem, gradient, damping
+        self.problem, self.damping, self.root = problem, damping, problem.metric().sqrt()
+        self.gradient = gradient / self.root
         self.serial = problem.engine == "serial"
         self.wide = torch.float32 if gradient.device.type == "mps" else torch.float64
         self.sizes = [len(term.mask) for term in problem.objective.terms]
@@ -121,7 +125,7 @@ class _Fisher:
         weights = [s.to(self.problem.dtype) for s in torch.split(self.coefficients, self.sizes)]
         terms = [replace(t, mask=torch.ones_like(t.mask), scale=float(len(t.mask))) for t in objective.terms]
         spread = self.problem.operator_of(Objective(terms, weights), "ggn", 0.0).gradient()
-        return (self.gradient - spread) / self.damping
+        return (self.gradient - spread / self.root) / (self.damping * self.root)
 
     def products(self) -> list[Tensor]:
         """J v, (B,) for every term; of the distances before scaling."""
@@ -140,7 +144,7 @@ class _Fisher:
         factor, failed = torch.linalg.cholesky_ex(system)
         if failed and bool(torch.isfinite(system).all()):
             raise UnsolvedError(
-                f"influence.damping={self.damping}: lost beside the gradients' products, the largest of which "
+                f"model.influence.damping={self.damping}: lost beside the gradients' products, the largest of which "
                 f"is {float(system.max()):.3g}; raise the damping"
             )
         return roots * torch.cholesky_solve((roots * self.dots)[:, None], factor)[:, 0]
@@ -186,10 +190,10 @@ class _Fisher:
         """∇ℓ_i of every example, (b, P)."""
         if not self.serial:
             try:
-                return self._vectorised(examples)
+                return self._vectorised(examples) / self.root
             except RuntimeError:  # an operation without a batching rule, or not known to torch.func at all
                 self.serial = True
-        return self._one_by_one(examples)
+        return self._one_by_one(examples) / self.root
 
     def _vectorised(self, examples: Examples) -> Tensor:
         def loss(theta: dict[str, Tensor], one: Inputs, target: Tensor) -> Tensor:

@@ -75,7 +75,7 @@ class LiSSA(ScopedInfluence):
                 doublings += 1
             else:
                 raise UnsolvedError(
-                    f"influence.scale={scale:.3g}: LiSSA diverges; raise scale (or batch_size="
+                    f"model.influence.scale={scale:.3g}: LiSSA diverges; raise scale (or batch_size="
                     f"{self.batch_size}), and with curvature='hessian' choose 'ggn' or raise "
                     f"damping={self.damping:g}"
                 )

@@ -68,11 +68,11 @@ class Neumann(ScopedInfluence):
     def _diverged(self, curvature: float, step: float) -> str:
         if curvature < 0:
             return (
-                f"influence.curvature={self.curvature!r}: the Neumann series diverges along negative "
+                f"model.influence.curvature={self.curvature!r}: the Neumann series diverges along negative "
                 f"curvature ({curvature:.3g}); choose curvature 'ggn' or raise damping={self.damping:g}"
             )
         return (
-            f"influence.step_size={step:.3g}: the Neumann series diverges; it needs a step below 2/λ_max, "
+            f"model.influence.step_size={step:.3g}: the Neumann series diverges; it needs a step below 2/λ_max, "
             f"at most {2 / max(curvature, 1e-12):.3g} here (leave step_size out to have it measured)"
         )
 

@@ -44,7 +44,7 @@ def check_engine(engine: str) -> str:
         UserError: If there is not.
     """
     if engine not in get_args(Engine):
-        raise UserError(f"influence.engine={engine!r}: must be one of {', '.join(get_args(Engine))}")
+        raise UserError(f"model.influence.engine={engine!r}: must be one of {', '.join(get_args(Engine))}")
     return engine
 
 

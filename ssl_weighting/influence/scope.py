@@ -27,7 +27,7 @@ def check_scope(scope: str) -> str:
         re.compile(scope)
     except re.error as error:
         raise UserError(
-            f"influence.scope={scope!r}: not one of {', '.join(PRESETS)}, nor a regular expression: {error}"
+            f"model.influence.scope={scope!r}: not one of {', '.join(PRESETS)}, nor a regular expression: {error}"
         ) from None
     return scope
 
@@ -67,7 +67,7 @@ def scope_parameters(network: nn.Module, scope: str, head: str = "classifier") -
         chosen = {n: p for n, p in trainable.items() if re.search(scope, readable(n))}
     if not chosen:
         raise UserError(
-            f"influence.scope={scope!r}: matches no trainable parameter, such as {_examples(trainable)}"
+            f"model.influence.scope={scope!r}: matches no trainable parameter, such as {_examples(trainable)}"
         )
     return chosen
 

@@ -10,11 +10,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ssl_weighting.distributed import summed
-from ssl_weighting.errors import NonFiniteError, UserError
+from ssl_weighting.errors import UserError
 from ssl_weighting.influence.base import Influence, Network
 from ssl_weighting.influence.curvature import CurvatureOperator, unflatten
 from ssl_weighting.influence.evaluation import HeadsOnly, batches_of, of_features, plain_evaluation
+from ssl_weighting.influence.finite import check_given, check_influences
 from ssl_weighting.influence.products import Engine, check_engine, per_example_products
 from ssl_weighting.influence.scope import check_scope, scope_parameters
 from ssl_weighting.terms import LossTerm, Objective
@@ -52,8 +52,26 @@ class Problem:
         return self.operator_of(Objective([self.validation], [None]), "ggn", 0.0).gradient()
 
     def operator(self, curvature: str, damping: float) -> CurvatureOperator:
-        """H + δ of the training loss."""
-        return self.operator_of(self.objective, curvature, damping)
+        """H + δ of the training loss, in the metric of :meth:`metric`."""
+        operator = self.operator_of(self.objective, curvature, damping)
+        operator.damping = damping * self.metric()
+        return operator
+
+    def metric(self) -> Tensor:
+        """What the unit of damping is worth for each parameter, (P,): 2 for a head whose one output makes two logits.
+
+        Such a head's weight w stands for the logits' weights (w, −w), so that δ |(w, −w)|² = 2δ |w|²: δ then means the
+        same for both kinds of head, as in :class:`~ssl_weighting.influence.exact.ExactLastLayer`.
+        """
+        worth = dict.fromkeys(self.parameters, 1.0)
+        for path, module in self.network.named_modules():
+            basis = getattr(module, "basis", None)
+            if isinstance(basis, Tensor) and isinstance(getattr(module, "weight", None), Tensor):
+                own = {f"{path}.{name}".lstrip(".") for name, _ in module.named_parameters(recurse=False)}
+                worth |= {name: float(basis.square().sum()) for name in own & {*worth}}
+        if all(value == 1.0 for value in worth.values()):
+            return next(iter(self.parameters.values())).new_ones(())
+        return torch.cat([p.new_full((p.numel(),), worth[name]) for name, p in self.parameters.items()])
 
     def operator_of(
         self,
@@ -108,7 +126,9 @@ class ScopedInfluence(Influence):
     def __init__(self, scope: str = "last_layer", engine: Engine = "auto", chunk_size: int = 0) -> None:
         self.scope, self.engine = check_scope(scope), check_engine(engine)
         if chunk_size < 0:
-            raise UserError(f"influence.chunk_size={chunk_size}: must be at least 1, or 0 for automatic")
+            raise UserError(
+                f"model.influence.chunk_size={chunk_size}: must be at least 1, or 0 for automatic"
+            )
         self.chunk_size = chunk_size
 
     @abstractmethod
@@ -157,13 +177,10 @@ class ScopedInfluence(Influence):
 
     def __call__(self, network: Network, objective: Objective, validation: LossTerm) -> list[Tensor]:
         """See :meth:`Influence.__call__`."""
+        check_given(self, objective, validation)
         with plain_evaluation(cast(nn.Module, network)):
             influences = self.evaluate(network, objective, validation)
-        if summed(torch.stack([~torch.isfinite(part).all() for part in influences]).sum()):
-            raise NonFiniteError(
-                f"influence={type(self).__name__}: an influence is not finite; look for a loss or gradient "
-                "that overflows (lower the learning rate), or raise influence.damping"
-            )
+        check_influences(self, influences)
         return influences
 
 
@@ -174,7 +191,7 @@ def check_damping(damping: float) -> float:
         UserError: If it is not.
     """
     if not damping >= 0:
-        raise UserError(f"influence.damping={damping}: must be at least 0")
+        raise UserError(f"model.influence.damping={damping}: must be at least 0")
     return float(damping)
 
 
@@ -185,4 +202,4 @@ def check_positive(name: str, value: float) -> None:
         UserError: Naming the argument.
     """
     if not value > 0:
-        raise UserError(f"influence.{name}={value}: must be above 0")
+        raise UserError(f"model.influence.{name}={value}: must be above 0")

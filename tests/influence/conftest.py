@@ -148,6 +148,8 @@ def make_case(kind: str, classes: int = 3, seed: int = 0, binary: bool = False) 
         target = changes.pop("target", torch.randn(out.logits.shape, dtype=torch.float64).softmax(-1))
         mask = changes.pop("mask", torch.ones(n, dtype=torch.float64))
         distance = changes.pop("distance", CROSS_ENTROPY)
+        if "index" in changes and head == "classifier":
+            changes["anchor"] = out.features
         return LossTerm(name, batch, out.features, out.logits, target, distance, mask, **changes)
 
     strong = inputs(7)

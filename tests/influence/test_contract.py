@@ -8,7 +8,12 @@ import pytest
 import torch
 
 import ssl_weighting.influence as package
+from ssl_weighting.errors import NonFiniteError
 from ssl_weighting.influence import Influence, ThetaStep
+from ssl_weighting.influence.conjugate_gradient import ConjugateGradient
+from ssl_weighting.influence.larsen import Larsen
+from ssl_weighting.influence.lissa import LiSSA
+from ssl_weighting.influence.neumann import Neumann
 from ssl_weighting.influence.scoped import ScopedInfluence
 
 
@@ -38,6 +43,59 @@ def _recorded(solver, c):
         parameters = {n: p.detach().clone() for n, p in c.network.named_parameters()}
         solver.record_step(ThetaStep(parameters, c.objective, 0.1, 0.9, 5e-4, True))
     return solver
+
+
+@pytest.mark.parametrize(("solver", "options"), _variants())
+@pytest.mark.parametrize("where", ["validation", "unlabelled"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_called_so(case, solver, options, where, value):
+    """And not a Hessian that cannot be inverted: a run that skips bad steps goes on."""
+    c = case("mlp")
+    influence = _recorded(solver(**options), c)
+    term = c.validation if where == "validation" else c.objective.terms[1]
+    for tensor in (term.features, term.logits):
+        tensor.data[0, 0] = value
+    with pytest.raises(NonFiniteError, match=rf"model\.influence={solver.__name__}: .* is not finite"):
+        influence(c.network, c.objective, c.validation)
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        ConjugateGradient(max_iterations=400, tolerance=1e-13, damping=0.3),
+        Neumann(terms=4000, damping=0.3),
+        Larsen("fisher", damping=0.3),
+        Larsen("batch", damping=0.3),
+        LiSSA(depth=4000, batch_size=1000, damping=0.3),
+    ],
+    ids=lambda s: type(s).__name__,
+)
+def test_damping_means_the_same_for_one_output_as_for_two(case, solver):
+    """A head with one output w and logits (f, −f) has the damping of the logits' weights (w, −w)."""
+    c = case("mlp", binary=True)
+    head = c.network.heads["classifier"]
+    names = [n for n, p in c.network.named_parameters() if p is head.weight or p is head.bias]
+    _, theta = c.flat(names)
+    if isinstance(solver, Larsen):
+        rows = torch.cat(
+            [c.gradients(names, t) / t.scale for t in c.objective.terms if t.head == "classifier"]
+        )
+        w = torch.cat(
+            [
+                t.scale * t.mask * (1.0 if v is None else v) / len(t.mask)
+                for t, v in zip(c.objective.terms, c.objective.weights, strict=True)
+                if t.head == "classifier"
+            ]
+        )
+        total = (w[:, None] * rows).sum(0)
+        matrix = (
+            torch.outer(total, total) if solver.outer_product == "batch" else rows.T @ (w[:, None] * rows)
+        )
+    else:
+        matrix = c.gauss_newton(names)
+    expected = c.influences(names, matrix + 2 * 0.3 * torch.eye(len(theta), dtype=torch.float64))
+    found = torch.cat(solver(c.network, c.objective, c.validation))
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
 
 
 def test_the_family_is_complete():
@@ -110,6 +168,7 @@ def test_bfloat16_features_of_autocast_are_taken(case, solver, options):
         t.index,
         t.head,
         t.scale,
+        anchor=None if t.anchor is None else t.anchor.bfloat16(),
     )
     weights = [None if w is None else w.float() for w in c.objective.weights]
     c.objective = type(c.objective)([cast(t) for t in c.objective.terms], weights)

@@ -1,41 +1,123 @@
+import warnings
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from ssl_weighting.errors import UserError
+from ssl_weighting.errors import DataWarning, UserError
 from ssl_weighting.influence.relative import RelativeInfluence
+from ssl_weighting.terms import CROSS_ENTROPY, LossTerm, Objective
+
+
+def with_classes(c, labels, guesses):
+    """The case with one-hot labels in V' and one-hot guesses of the unlabelled examples."""
+    classes = c.validation.target.shape[1]
+    hot = lambda numbers: torch.nn.functional.one_hot(torch.tensor(numbers), classes).double()  # noqa: E731
+    c.validation = replace(c.validation, target=hot(labels))
+    terms = [c.objective.terms[0], replace(c.objective.terms[1], target=hot(guesses)), *c.objective.terms[2:]]
+    c.objective = type(c.objective)(terms, c.objective.weights)
+    return c
 
 
 def by_hand(case, neighbours, quantile, damping):
     """The definition, a pair at a time, from explicit gradients of a squared-error head at the uniform prediction."""
     term = case.objective.terms[1]
-    x_u, q_u = term.features.detach().numpy(), term.target.numpy()
+    x_u, q_u = term.anchor.detach().numpy(), term.target.numpy()
     x_v, y_v = case.validation.features.detach().numpy(), case.validation.target.numpy()
-    seen = np.concatenate([x_v, x_u, case.objective.terms[2].features.detach().numpy()])
+    seen = np.concatenate([x_v, x_u])
     mean = seen.mean(0)
     covariance = np.cov(seen.T, bias=True)
     covariance += damping * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
     classes = y_v.shape[1]
     inverse = np.kron(np.eye(classes), np.linalg.inv(covariance))
+    members = {c: [j for j in range(len(x_v)) if y_v[j].argmax() == c] for c in range(classes)}
 
     def relative(x, q, x2, q2):
         g, g2 = np.kron(1 / classes - q, x - mean), np.kron(1 / classes - q2, x2 - mean)
         return g @ inverse @ g2 / np.sqrt((g @ inverse @ g) * (g2 @ inverse @ g2))
 
-    def score(x, q, others):
-        return np.mean(sorted(relative(x, q, x_v[j], y_v[j]) for j in others)[-neighbours:])
+    def score(x, q, others, k):
+        return np.mean(sorted(relative(x, q, x_v[j], y_v[j]) for j in others)[-k:])
 
-    everyone = range(len(x_v))
-    reference = [score(x_v[i], y_v[i], [j for j in everyone if j != i]) for i in everyone]
-    least, spread = np.quantile(reference, quantile), np.std(reference, ddof=1)
-    return [(least - score(x, q, everyone)) / spread for x, q in zip(x_u, q_u, strict=True)]
+    def by_as_many(i, n):
+        """An example's score by the n that follow it in its class."""
+        mine = members[y_v[i].argmax()]
+        at = mine.index(i)
+        others = (mine[at + 1 :] + mine[:at])[:n]
+        k = max(1, min(neighbours, len(mine) - 1, n - 1))
+        return score(x_v[i], y_v[i], others, min(k, len(others)))
+
+    several = [i for i in range(len(x_v)) if len(members[y_v[i].argmax()]) > 1]
+    spread = np.std([by_as_many(i, len(x_v)) for i in several], ddof=1)
+    least = {}
+    for c, mine in members.items():
+        if mine:
+            n = len(mine)
+            alike = np.quantile([by_as_many(i, n) for i in several], quantile)
+            own = np.quantile([by_as_many(i, len(x_v)) for i in mine], quantile) if n > 1 else alike
+            least[c] = alike + n / (n + 1 / quantile) * (own - alike)
+    found = []
+    for x, q in zip(x_u, q_u, strict=True):
+        c = q.argmax()
+        k = max(1, min(neighbours, len(members[c]) - 1))
+        found.append((least[c] - score(x, q, members[c], k)) / spread if members[c] else 0.0)
+    return found
 
 
-@pytest.mark.parametrize("kind", ["mlp", "conv"])
-def test_agrees_with_the_definition_pair_by_pair(case, kind):
-    c = case(kind)
-    found, *_ = RelativeInfluence(2, 0.2, 0.05)(c.network, c.objective, c.validation)
-    np.testing.assert_allclose(found.numpy(), by_hand(c, 2, 0.2, 0.05), rtol=1e-6, atol=1e-9)
+@pytest.mark.parametrize("labels", [[0, 1, 2, 0, 1, 2], [0, 0, 0, 0, 1, 1], [0, 0, 0, 0, 0, 1]])
+@pytest.mark.parametrize("neighbours", [1, 2, 5])
+@pytest.mark.filterwarnings("ignore:model.influence=RelativeInfluence")
+def test_agrees_with_the_definition_pair_by_pair(case, labels, neighbours):
+    c = with_classes(case("mlp"), labels, [0, 1, 2, 0, 1, 0, 1])
+    found, other, rotation = RelativeInfluence(neighbours, 0.2, 0.05)(c.network, c.objective, c.validation)
+    np.testing.assert_allclose(found.numpy(), by_hand(c, neighbours, 0.2, 0.05), rtol=1e-6, atol=1e-9)
+    assert not other.any(), "an example has one score"
+    assert not rotation.any()
+
+
+def test_a_class_that_is_not_validated_keeps_its_weights_and_is_named(case):
+    c = with_classes(case("mlp"), [0, 0, 1, 1, 0, 1], [2] * 7)
+    solver = RelativeInfluence()
+    with pytest.warns(DataWarning, match="too few validation examples of class 2"):
+        (found, *_) = solver(c.network, c.objective, c.validation)
+    assert not found.any()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        solver(c.network, c.objective, c.validation)  # said once
+
+
+def rare(number, seed, classes=5, size=64, validation=123, pool=300):
+    """Share of right examples that lose weight, of a class with so many validation examples, and of the others."""
+    draw = torch.Generator().manual_seed(seed)
+    centres = 4 * torch.nn.functional.normalize(torch.randn(classes, size, generator=draw), dim=1)
+    y_v = torch.cat([torch.zeros(number).long(), 1 + torch.arange(validation - number) % (classes - 1)])
+    y_u = torch.cat([torch.zeros(30).long(), 1 + torch.arange(pool - 30) % (classes - 1)])
+
+    def term(name, y, **more):
+        x = centres[y] + 0.5 * torch.randn(len(y), size, generator=draw)
+        target = torch.nn.functional.one_hot(y, classes).double()
+        return LossTerm(
+            name, None, x, 0 * target, target, CROSS_ENTROPY, torch.ones(len(y)), **more, anchor=x
+        )
+
+    u, v = term("u", y_u, index=torch.arange(pool)), term("v", y_v)
+    (found,) = RelativeInfluence()(None, Objective([u], [None]), v)
+    loses = (found > 0).double()
+    return float(loses[y_u == 0].mean()), float(loses[y_u > 0].mean())
+
+
+@pytest.mark.parametrize("number", [2, 3, 8, 30])
+def test_rare_classes_do_not_starve(number):
+    shares = np.mean([rare(number, seed) for seed in range(5)], 0)
+    assert (shares < 0.1).all(), shares
+
+
+def test_terms_without_a_guess_are_left_out_or_refused(case):
+    c = case("mlp")
+    terms = [replace(t, anchor=None) for t in c.objective.terms]
+    with pytest.raises(UserError, match="compares examples to a guess of their own class"):
+        RelativeInfluence()(c.network, type(c.objective)(terms, c.objective.weights), c.validation)
 
 
 def clusters(case, pseudo):
@@ -54,6 +136,7 @@ def clusters(case, pseudo):
         target = torch.nn.functional.one_hot(torch.tensor(labels), classes).double()
         keep = dict(vars(old)) | {
             "features": features,
+            "anchor": features,
             "target": target,
             "logits": target,
             "mask": target[:, 0] * 0 + 1,
@@ -89,11 +172,3 @@ def test_too_few_validation_examples_are_refused(case):
     few = {n: v[:2] if isinstance(v, torch.Tensor) else v for n, v in vars(term).items()}
     with pytest.raises(UserError, match="validation_batch_size"):
         RelativeInfluence()(c.network, c.objective, type(term)(**few))
-
-
-def test_features_that_are_not_finite_give_no_finite_influence(case):
-    """The loop then stops in one line, or skips the step, as for every influence."""
-    c = case("mlp")
-    c.validation.features.data[0, 0] = torch.nan
-    (influence, *_) = RelativeInfluence()(c.network, c.objective, c.validation)
-    assert not influence.isfinite().any()

@@ -281,6 +281,10 @@ def test_larsen_fisher_says_when_the_damping_is_lost_in_rounding(case):
     [
         (lambda: Neumann(terms=0), r"influence\.terms=0: must be above 0"),
         (lambda: Neumann(step_size=-1.0), r"influence\.step_size=-1"),
+        (
+            lambda: ExactLastLayer(damping="papr"),
+            r"model\.influence\.damping=papr: must be at least 0, or 'paper'",
+        ),
         (lambda: ConjugateGradient(damping=-1.0), r"influence\.damping=-1"),
         (lambda: ConjugateGradient(curvature="fisher"), r"influence\.curvature='fisher'.*ggn"),
         (lambda: LiSSA(batch_size=0), r"influence\.batch_size=0"),
