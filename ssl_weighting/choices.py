@@ -29,8 +29,8 @@ PLUGINS: dict[str, type] = {
 """Options that take a class, and its base."""
 
 AUGMENTATIONS = "ssl_weighting.augment"
-INTERNAL = ("DummyLogger", "MetricsCsv", "Lines", "Bar", "TensorData", "Corrupted", "MaskedAdam", "LBFGS")
-"""Not for the command line: they need tensors, closures, loops or a data set that a text cannot give."""
+INTERNAL = ("DummyLogger", "MetricsCsv", "Lines", "Bar", "TensorData", "MaskedAdam", "LBFGS")
+"""Not for the command line: they need tensors, closures or loops that a text cannot give."""
 
 
 def with_subclasses(cls: type) -> list[type]:

@@ -69,6 +69,8 @@ ANSWERS = {
     "--trainer.logger CSVLogger": "every run writes metrics.csv",
     "--trainer.callbacks EarlyStopping": "EarlyStopping needs it: --trainer.callbacks.monitor VALUE",
     "--model.algorithm.help=UDAA": "did you mean UDA?",
+    "--data Corrupted": "data=Corrupted: no such name; did you mean CorruptedDigits?",
+    "--model.influence ExactLastLayer --model.influence.damping papr": "model.influence.damping",
 }
 
 

@@ -17,6 +17,7 @@ from ssl_weighting.errors import NonFiniteError, UserError
 from ssl_weighting.guards import FEW
 from ssl_weighting.influence import ExactLastLayer
 from ssl_weighting.module import SSLModule
+from ssl_weighting.precision import check_precision
 
 
 def digits(**options):

@@ -14,8 +14,8 @@ KINDS = ("noise", "blurred", "occluded", "blended", "near-duplicates")
 ORIGINALS = 10
 
 
-class Corrupted(SSLData):
-    """Images and, as classes behind the set's own, damaged ones, as many of each kind as there are training images.
+def with_damaged(data: SSLData, own: InMemory) -> InMemory:
+    """Training images and, as classes behind the set's own, damaged ones: as many of each kind as of the known classes.
 
     They are made of the training images of ``known_classes``, always the same, and reach the pool by ``pool_classes``
     and ``foreign_fraction``:
@@ -25,19 +25,16 @@ class Corrupted(SSLData):
     - ``occluded``: a grey square over a quarter of the area around the middle;
     - ``blended``: the mean of two images of different classes;
     - ``near-duplicates``: ten images over and over, a grey level or two apart.
-    """
 
-    def load(self, train: bool) -> InMemory:
-        """The set's own images uint8 (n, C, H, W) and labels; for training the damaged ones follow."""
-        own = super().load(train)  # type: ignore[safe-super]
-        assert isinstance(own, InMemory)
-        if not train:
-            return own
-        classes = len(self.all_class_names) - len(KINDS)
-        known = torch.isin(own.labels, torch.tensor(self.known_classes))
-        damaged = _damaged(own.inputs[known], own.labels[known])
-        kinds = torch.arange(classes, classes + len(KINDS)).repeat_interleave(int(known.sum()))
-        return InMemory(torch.cat((own.inputs, *damaged)), torch.cat((own.labels, kinds)))
+    Args:
+        data: Whose ``all_class_names`` end with :data:`KINDS`.
+        own: Its training images, uint8 (n, C, H, W), and labels.
+    """
+    classes = len(data.all_class_names) - len(KINDS)
+    known = torch.isin(own.labels, torch.tensor(data.known_classes))
+    damaged = _damaged(own.inputs[known], own.labels[known])
+    kinds = torch.arange(classes, classes + len(KINDS)).repeat_interleave(int(known.sum()))
+    return InMemory(torch.cat((own.inputs, *damaged)), torch.cat((own.labels, kinds)))
 
 
 def _damaged(images: Tensor, labels: Tensor) -> list[Tensor]:
@@ -58,15 +55,25 @@ def _damaged(images: Tensor, labels: Tensor) -> list[Tensor]:
     return [images.flatten()[pixels], blurred, occluded, blended, duplicates]
 
 
-class CorruptedDigits(Corrupted, Digits):
-    """:class:`Digits` with damaged images and near-duplicates: classes 10 to 14, see :class:`Corrupted`."""
+class CorruptedDigits(Digits):
+    """:class:`Digits` with damaged images and near-duplicates: classes 10 to 14, see :func:`with_damaged`."""
 
     name = "corrupted_digits"
     all_class_names = (*Digits.all_class_names, *KINDS)
 
+    def load(self, train: bool) -> InMemory:
+        """uint8 (n, 1, 8, 8) images and their labels; for training the damaged ones follow."""
+        own = super().load(train)
+        return with_damaged(self, own) if train else own
 
-class CorruptedCifar10(Corrupted, Cifar10):
-    """:class:`Cifar10` with damaged images and near-duplicates: classes 10 to 14, see :class:`Corrupted`."""
+
+class CorruptedCifar10(Cifar10):
+    """:class:`Cifar10` with damaged images and near-duplicates: classes 10 to 14, see :func:`with_damaged`."""
 
     name = "corrupted_cifar10"
     all_class_names = (*Cifar10.all_class_names, *KINDS)  # type: ignore[assignment]
+
+    def load(self, train: bool) -> InMemory:
+        """uint8 (n, 3, 32, 32) images and their labels; for training the damaged ones follow."""
+        own = super().load(train)
+        return with_damaged(self, own) if train else own
