@@ -157,7 +157,9 @@ class CLI(LightningCLI):
         changes = differences(run.configuration, yaml.safe_load(self.configuration))
         refuse_changes(run, changes)
         if (run.directory / "split.json").is_file() and "data.split" not in self.typed:
-            refuse_without_effect(self.typed, run.directory / "split.json", "start a new run with fit")
+            # What is typed again as it was is fine: a queue starts the same command over and over.
+            other = {key: self.typed[key] for key in changes if key in self.typed}
+            refuse_without_effect(other, run.directory / "split.json", "start a new run with fit")
         say_resumed(run, self.recipe, told(changes))
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:

@@ -182,6 +182,8 @@ def test_options_that_a_split_decides_are_refused(here, capsys):
         assert "--data.split null" in said
     assert main(["resume", "runs/f", "--data.num_labeled", "4"]) == 2
     assert "data.num_labeled=4: has no effect" in capsys.readouterr().err
+    own = yaml.safe_load((only_run() / "config.yaml").read_text())["data"]["init_args"]["num_labeled"]
+    assert main(["resume", "runs/f", "--data.num_labeled", "null" if own is None else str(own)]) == 0
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -227,7 +227,7 @@ def test_a_killed_data_worker(tmp_path, capsys, monkeypatch):
         assert main([*arguments(tmp_path), "--data.num_workers", "1"]) == 2
     said = one_line(capsys.readouterr().err)
     assert re.search(
-        r"data\.num_workers: DataLoader worker (\(pid\(?s?\)? |was lost ).*--ckpt_path last", said
+        r"data\.num_workers: DataLoader worker (\(pid\(?s?\)? |was lost ).*ssl-weighting resume RUN", said
     ), said
     assert state(run_of(tmp_path))["global_step"] == 14
 
