@@ -99,6 +99,8 @@ def main(argv: list[str] | None = None) -> int:
     wait_asleep()
     warnings.showwarning = _show_warning
     _show_anything()
+    if os.getcwd() not in sys.path:  # an installed command, unlike python -m, does not look there
+        sys.path.append(os.getcwd())
     try:
         if not arguments or arguments[0] in ("-h", "--help", "help"):
             print(overview())

@@ -71,9 +71,7 @@ def predict(argv: list[str]) -> int:
     if out is not None:
         check_out(out)
     saved = open_checkpoint(find_checkpoint(asked.run), f"RUN={asked.run}")
-    on = asked.own.get("on")
-    if on is None:
-        on = "test" if _prepared(saved, asked, None).data.has_test else "unlabeled"
+    on = asked.own.get("on") or ("test" if saved.own["memory"]["has_test"] else "unlabeled")
     if on in SETS:
         model = _prepared(saved, asked, on)
         part = model.data.sets[on]
@@ -89,7 +87,8 @@ def predict(argv: list[str]) -> int:
     table = predictions_table(index, names, rows, probabilities, model.class_names)
     if out is None:
         beside = saved.run or saved.path.resolve().parent
-        name = on if on in SETS else Path(on).expanduser().resolve().name.split(".")[0]
+        where = Path(on).expanduser().resolve()
+        name = on if on in SETS else where.name if where.is_dir() else where.name.split(".")[0]
         out = write_beside(table, beside / f"predictions-{name}.parquet")
     else:
         write_predictions(table, out)

@@ -2,9 +2,11 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -279,3 +281,11 @@ def test_a_reader_who_leaves_is_no_fault(tmp_path):
     command = f"{sys.executable} -m ssl_weighting recipes | true"
     done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stderr == ""
+
+
+def test_modules_of_the_working_folder_are_found_by_an_installed_command(tmp_path, monkeypatch):
+    (tmp_path / "net_beside_the_recipe.py").write_text("class Net: pass\n")
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", os.getcwd())])
+    monkeypatch.chdir(tmp_path)
+    assert main(["recipes"]) == 0
+    assert find_spec("net_beside_the_recipe") is not None

@@ -315,7 +315,7 @@ class SSLData(LightningDataModule, ABC):
 
     def to_remember(self) -> dict[str, Any]:
         """Plain values that are needed to read other examples as those of the training set were read."""
-        return {"class_names": list(map(str, self.all_class_names))}
+        return {"class_names": list(map(str, self.all_class_names)), "has_test": self.has_test}
 
     def read_new(self, where: Path) -> NewExamples:
         """Examples of a folder or a table that a person points at, without labels, all of them, in order.
