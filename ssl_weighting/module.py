@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils import _pytree as pytree
 
 from ssl_weighting.algorithms.base import Algorithm, Context, Labeled, Model, Unlabeled, View, supervised_term
@@ -45,7 +45,16 @@ from ssl_weighting.guards import (
 from ssl_weighting.influence import ExactLastLayer, Influence
 from ssl_weighting.influence.base import ThetaStep
 from ssl_weighting.precision import check_precision
-from ssl_weighting.resumption import check_optimizer, fitted_moments, group_sizes, misfit, take_options
+from ssl_weighting.resumption import (
+    BEGUN,
+    check_begun,
+    check_optimizer,
+    fitted_moments,
+    group_sizes,
+    misfit,
+    options_of,
+    take_options,
+)
 from ssl_weighting.row_file import RowFile
 from ssl_weighting.rules import BiasCorrection, WeightOptimizer, make_rule
 from ssl_weighting.schedules import Schedule, make_schedule
@@ -189,7 +198,11 @@ class SSLModule(LightningModule):
         self.algorithm = algorithm
         self.labeled_augmentation = nn.ModuleList(labeled_augmentation or ())
         self.influence = ExactLastLayer() if influence is None else influence
-        self.num_classes, self.weighting = num_classes, weighting
+        self.num_classes, self.weighting, self.symmetric_binary_head = (
+            num_classes,
+            weighting,
+            symmetric_binary_head,
+        )
         self.inner_steps, self.warmup_steps = inner_steps, warmup_steps
         self.weight_lr, self.weight_optimizer, self.bias_correction = (
             weight_lr,
@@ -202,7 +215,7 @@ class SSLModule(LightningModule):
         self.make_optimizer, self.decay_all = optimizer, decay_all
         self.schedule, self.lr_warmup_steps = schedule, lr_warmup_steps
         self.clip_norm, self.accumulate, self.channels_last = clip_norm, accumulate, channels_last
-        self.compiles, self._is_sharded, self._resumes = compile, False, False
+        self.compiles, self._is_sharded = compile, False
         self.weights: ExampleWeights
         self.record: ExampleRecord
         self.directory: Path | None = None
@@ -616,6 +629,7 @@ class SSLModule(LightningModule):
     def configure_optimizers(self) -> Any:
         """θ's optimiser and schedule. Λ's is not registered: every registered optimiser's step counts as a step."""
         optimizer = self._new_optimizer()
+        self._optimizer_options = options_of(optimizer)  # before a schedule adds to them
         if self.influence.records_steps and not (
             isinstance(optimizer, torch.optim.SGD) and self.accumulate == 1
         ):
@@ -724,12 +738,7 @@ class SSLModule(LightningModule):
     # ---- checkpoints --------------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
-        """Hand the influence what a checkpoint kept of it; let the options win over what else it brought back."""
-        if self._resumes:
-            optimizer = cast(LightningOptimizer, self.optimizers()).optimizer
-            take_options(optimizer, self._new_optimizer(), cast(LambdaLR, self.lr_schedulers()))
-            self.weights.values.clamp_(*self.weight_bounds)
-            self._resumes = False
+        """Hand the influence what a checkpoint kept of it."""
         if self._influence_state is not None:
             on_device = partial(pytree.tree_map_only, Tensor, lambda x: x.to(self.device))
             self.influence.restore(on_device(self._influence_state))
@@ -739,11 +748,14 @@ class SSLModule(LightningModule):
         """Add what a resumed run must agree with; refuse to save a state that is not finite."""
         self._finite.check()
         split = self.split()
-        influence = self.influence.state()
+        # Callbacks save as soon as a run goes on, before the influence was handed what it had.
+        influence = self.influence.state() if self._influence_state is None else self._influence_state
         optimizer = cast(LightningOptimizer, self.optimizers()).optimizer
         checkpoint["ssl_weighting"] = {
             "optimizer": type(optimizer).__name__,
             "groups": group_sizes(optimizer),
+            "options": self._optimizer_options,
+            "begun": {name: getattr(self, name) for name in BEGUN},
             "data_set": split.data_set,
             "split_sha256": split.sha256(),
             "seed": self.seed,
@@ -803,14 +815,17 @@ class SSLModule(LightningModule):
                 f"{process_count()} are running; go on with as many"
             )
         if self.trainer.training:
-            check_optimizer(saved, self._new_optimizer())
-            self._resumes = True
+            check_begun(saved, {name: getattr(self, name) for name in BEGUN})
+            (optimizer,), (schedule,) = self.configure_optimizers()
+            check_optimizer(saved, optimizer)
+            take_options(checkpoint, self._optimizer_options, schedule)
         self.seed, self.skipped = saved["seed"], saved.get("skipped", 0)
         several = saved["influence"] is not None and processes > 1
         self._influence_state = saved["influence"][self.global_rank] if several else saved["influence"]
         state = checkpoint["state_dict"]
         for name, rows in (("weights.", self.weights), ("record.", self.record)):
             state.update(rows.own({key: value for key, value in state.items() if key.startswith(name)}))
+        state["weights.values"] = state["weights.values"].clamp(*self.weight_bounds)
         steps = state["weights._extra_state"]["steps"]
         counts = steps if self.weights.shared else state["record.updates"]
         columns = self.weights.rule.columns

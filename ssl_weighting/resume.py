@@ -12,6 +12,7 @@ import yaml
 from ssl_weighting.checkpoints import find_checkpoint, open_checkpoint
 from ssl_weighting.errors import UserError
 from ssl_weighting.launch import agreed, is_first_process
+from ssl_weighting.resumption import BEGUN
 
 HELP = """\
 usage: ssl-weighting resume RUN [--key value ...]
@@ -21,15 +22,7 @@ given wins, and is said: --trainer.max_steps 2000 trains longer. RUN is the run'
 one of its checkpoints."""
 
 
-FIXED = (
-    "seed_everything",
-    "model.num_classes",
-    "model.weight_init",
-    "model.weight_storage",
-    "model.accumulate",
-    "model.decay_all",
-    "model.symmetric_binary_head",
-)
+FIXED = ("seed_everything", *(f"model.{name}" for name in BEGUN))
 """Options that a run is begun with once and for all."""
 
 

@@ -22,43 +22,77 @@ OPTIONS_OF = {
 """The option that decides on what a part of the state holds."""
 
 
-def take_options(optimizer: Optimizer, fresh: Optimizer, scheduler: LambdaLR) -> None:
-    """Give an optimiser that came back with its state the options of one that was just made.
+BEGUN = ("num_classes", "weight_init", "weight_storage", "accumulate", "decay_all", "symmetric_binary_head")
+"""Options of the module that a run is begun with once and for all."""
+
+
+def options_of(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """The options of each group of parameters of an optimiser that was just made."""
+    return [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+
+
+def take_options(checkpoint: dict[str, Any], options: list[dict[str, Any]], schedule: LambdaLR) -> None:
+    """Put the options that hold now into what a checkpoint brings back of θ's optimiser and schedule.
+
+    Only options that were changed: an optimiser may keep numbers of its own among them (Prodigy its estimate of the rate).
 
     Args:
-        optimizer: With momentum and moments, and the options of old.
-        fresh: Of the same parameters, with the options that hold.
-        scheduler: Of the former; the rate of its present step is set.
+        checkpoint: Lightning's, with ``ssl_weighting.options``, those that the optimiser was made with; is changed.
+        options: Those that it is made with now, a mapping each group.
+        schedule: The one that holds now.
     """
-    for group, new in zip(optimizer.param_groups, fresh.param_groups, strict=True):
-        group.update({name: value for name, value in new.items() if name != "params"})
+    (state,), (rates,) = checkpoint["optimizer_states"], checkpoint["lr_schedulers"]
+    begun, groups = checkpoint["ssl_weighting"]["options"], state["param_groups"]
+    for group, was, new, factor in zip(groups, begun, options, schedule.lr_lambdas, strict=True):
+        group.update({name: value for name, value in new.items() if name not in was or was[name] != value})
         group["initial_lr"] = new["lr"]
-    scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
-    for group, factor in zip(optimizer.param_groups, scheduler.lr_lambdas, strict=True):
-        group["lr"] = group["initial_lr"] * factor(scheduler.last_epoch)
-    scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
+        group["lr"] = new["lr"] * factor(rates["last_epoch"])
+    rates["base_lrs"] = [group["initial_lr"] for group in groups]
+    rates["_last_lr"] = [group["lr"] for group in groups]
 
 
-def check_optimizer(saved: dict[str, Any], fresh: Optimizer) -> None:
-    """Refuse state of another optimiser, or of one of other parameters.
+def check_begun(saved: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse what cannot change within a run.
 
     Args:
-        saved: What a checkpoint holds of this program: ``optimizer``, its class, and ``groups``, their sizes.
-        fresh: The optimiser that the options ask for.
+        saved: What a checkpoint holds of this program.
+        now: The options ``BEGUN``, by name.
 
     Raises:
         UserError: Naming the option.
     """
-    name = type(fresh).__name__
+    if "begun" not in saved:
+        raise UserError(
+            "ckpt_path: an earlier version of this program wrote this checkpoint; it can be predicted with, but not gone on with"
+        )
+    for name, value in now.items():
+        was = saved["begun"][name]
+        if was != value:
+            raise UserError(
+                f"model.{name}={value}: the run was begun with {was}, and goes on with it; leave it at {was}, or start a new run"
+            )
+
+
+def check_optimizer(saved: dict[str, Any], optimizer: Optimizer) -> None:
+    """Refuse state of another optimiser, or of one of other parameters.
+
+    Args:
+        saved: What a checkpoint holds of this program: ``optimizer``, its class, and ``groups``, their sizes.
+        optimizer: The one that the options ask for.
+
+    Raises:
+        UserError: Naming the option.
+    """
+    name = type(optimizer).__name__
     if saved["optimizer"] != name:
         raise UserError(
             f"model.optimizer={name}: the run was begun with {saved['optimizer']}, whose moments are not {name}'s; leave "
             "it out, or start a new run"
         )
-    if saved["groups"] != group_sizes(fresh):
+    if saved["groups"] != group_sizes(optimizer):
         raise UserError(
-            "model.decay_all, model.backbone: the run trains other parameters, or decays others; leave these options as "
-            "they were, or start a new run"
+            "model.backbone, model.algorithm: the run trains other parameters than these ask for; leave them out, or "
+            "start a new run"
         )
 
 

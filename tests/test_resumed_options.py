@@ -5,16 +5,18 @@ from functools import partial
 
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 from torch import nn
 
 from ssl_weighting.algorithms.fixmatch import FixMatch
 from ssl_weighting.algorithms.freematch import FreeMatch
+from ssl_weighting.algorithms.remixmatch import ReMixMatch
 from ssl_weighting.algorithms.uda import UDA
 from ssl_weighting.backbones.conv import SmallConvNet
 from ssl_weighting.data.digits import Digits
 from ssl_weighting.errors import UserError
 from ssl_weighting.influence.identity import Identity
+from ssl_weighting.influence.truncated_unroll import TruncatedUnroll
 from ssl_weighting.module import SSLModule
 from ssl_weighting.resume import FIXED, Resumed, refuse_changes
 from ssl_weighting.resumption import fitted_moments
@@ -23,6 +25,30 @@ from ssl_weighting.resumption import fitted_moments
 class Noise(nn.Module):
     def forward(self, images):
         return images + 0.3 * torch.randn_like(images)
+
+
+class AtOnce(Callback):
+    """Saves as soon as training begins or goes on, as the runs of the command do."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def on_train_start(self, trainer, pl_module):
+        trainer.save_checkpoint(self.path)
+
+
+class Counting(torch.optim.SGD):
+    """Keeps a number of its own among its options, as Prodigy and D-Adaptation keep their estimates."""
+
+    def __init__(self, groups, lr, momentum):
+        super().__init__(groups, lr=lr, momentum=momentum)
+        for group in self.param_groups:
+            group["estimate"] = 1.0
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["estimate"] *= 0.5
+        return super().step(closure)
 
 
 SGD = partial(torch.optim.SGD, lr=0.03, momentum=0.9)
@@ -67,7 +93,7 @@ def made(**changes):
     return SSLModule(**values)
 
 
-def fit(folder, steps, checkpoint=None, **changes):
+def fit(folder, steps, checkpoint=None, save_at_once=None, **changes):
     module = made(**changes)
     data = Digits(
         num_labeled=20, num_validation=20, labeled_batch_size=4, unlabeled_batch_size=16, split_seed=0,
@@ -77,6 +103,7 @@ def fit(folder, steps, checkpoint=None, **changes):
         max_steps=steps, max_epochs=-1, accelerator="cpu", logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
         limit_val_batches=0, num_sanity_val_steps=0, default_root_dir=folder,
+        callbacks=[AtOnce(save_at_once)] if save_at_once else [],
     )  # fmt: skip
     trainer.fit(module, data, ckpt_path=checkpoint)
     return module, trainer
@@ -154,10 +181,57 @@ def test_weights_lie_within_the_new_bounds(begun, tmp_path):
     assert module.weights.values.max() <= 1.01
 
 
+def unrolled():
+    return TruncatedUnroll(steps=3)
+
+
+TWICE = {
+    "the same": {},
+    "rates": {"optimizer": partial(torch.optim.SGD, lr=0.2, momentum=0.5)},
+    "bounds": {"weight_bounds": (0.99, 1.01)},
+    "history": {"influence": unrolled, "inner_steps": 3},
+}
+
+
+@pytest.mark.parametrize("case", TWICE)
+def test_a_checkpoint_of_the_moment_that_a_run_goes_on_is_whole(case, tmp_path):
+    """A run that is killed before its next checkpoint, and gone on with again, ends as one that was not."""
+    history = {"influence": unrolled, "inner_steps": 3} if case == "history" else {}
+    _, trainer = fit(tmp_path, 5, **history)
+    trainer.save_checkpoint(tmp_path / "5.ckpt")
+    once, _ = fit(tmp_path, 7, tmp_path / "5.ckpt", save_at_once=tmp_path / "again.ckpt", **TWICE[case])
+    twice, _ = fit(tmp_path, 7, tmp_path / "again.ckpt", **TWICE[case])
+    assert (once.weights.values != 1).any()
+    for name, value in numbers(once).items():
+        assert torch.equal(value.nan_to_num(), numbers(twice)[name].nan_to_num()), name
+
+
+def test_what_an_optimiser_keeps_among_its_options_is_state(tmp_path):
+    _, trainer = fit(tmp_path, 4, optimizer=partial(Counting, lr=0.03, momentum=0.9))
+    trainer.save_checkpoint(tmp_path / "4.ckpt")
+    module, _ = fit(tmp_path, 6, tmp_path / "4.ckpt", optimizer=partial(Counting, lr=0.2, momentum=0.9))
+    (group, *_) = module.optimizers().param_groups
+    assert (group["estimate"], group["lr"]) == (2.0**-6, 0.2)
+
+
+BEGUN = {"weight_init": 2.0, "weight_storage": "sharded", "accumulate": 2, "decay_all": True, "num_classes": 11,
+         "symmetric_binary_head": False}  # fmt: skip
+
+
+@pytest.mark.parametrize("option", BEGUN)
+def test_from_python_too_what_a_run_is_begun_with_stays(option, begun, tmp_path, monkeypatch):
+    monkeypatch.setattr("ssl_weighting.module.check_classes", lambda *_: None)
+    with pytest.raises(UserError, match=rf"model\.{option}={BEGUN[option]}: the run was begun with "):
+        fit(tmp_path, 6, begun[0], **{option: BEGUN[option]})
+
+
 REFUSED = {
     "another optimiser": ({"optimizer": partial(torch.optim.AdamW, lr=1e-3)}, "begun with SGD, whose moments"),
-    "other groups": ({"decay_all": True}, r"model\.decay_all, model\.backbone: "),
-    "another network": ({"backbone": lambda: SmallConvNet(1, (4, 4))}, r"model\.(decay_all|backbone)"),
+    "other heads": (
+        {"algorithm": lambda: ReMixMatch(strong=[Noise()])},
+        r"model\.backbone, model\.algorithm: the run trains other",
+    ),
+    "another network": ({"backbone": lambda: SmallConvNet(1, (4, 4))}, r"model\.backbone: the checkpoint holds another"),
     "a method with state of its own": ({"algorithm": lambda: FreeMatch(strong=[Noise()])}, r"model\.algorithm: "),
     "one weight for all": ({"weighting": "single"}, r"model\.weighting: "),
 }  # fmt: skip
