@@ -13,6 +13,9 @@ from ssl_weighting.launch import is_first_process
 
 BFLOAT16_UNITS = {"avx512_bf16", "amx_bf16", "bf16"}
 """What Linux calls them: x86's two, and ARM's."""
+NAMES = {"cuda": "GPU", "cpu": "CPU", "mps": "MPS device"}
+KNOWN = ("32", "32-true", "64", "64-true", "bf16", "bf16-mixed")
+"""In which θ, its average and Λ are kept with at least 32 bits."""
 
 
 def settled_precision(precision: Any, accelerator: Any) -> Any:
@@ -28,16 +31,17 @@ def settled_precision(precision: Any, accelerator: Any) -> Any:
     Raises:
         UserError: See :func:`check_precision`.
     """
-    check_precision(precision)
+    if precision != "auto":
+        check_precision(precision)
     device = _device(accelerator)
-    fast = has_bfloat16(device)
+    fast, name = has_bfloat16(device), NAMES[device]
     if precision == "auto":
         chosen = "bf16-mixed" if fast else "32-true"
         why = "has" if fast else "has no"
         if is_first_process():
-            print(f"trainer.precision: {chosen}, for this {device} {why} bfloat16 units", flush=True)
+            print(f"trainer.precision: {chosen}, for this {name} {why} bfloat16 units", flush=True)
         return chosen
-    if str(precision) in ("bf16", "bf16-mixed") and device == "CPU" and not fast:
+    if str(precision) in ("bf16", "bf16-mixed") and device == "cpu" and not fast:
         warnings.warn(
             f"trainer.precision={precision}: this CPU has no bfloat16 units, and convolutions can take ten times as long "
             "as in float32; --trainer.precision auto takes what is fast here",
@@ -48,7 +52,7 @@ def settled_precision(precision: Any, accelerator: Any) -> Any:
 
 
 def check_precision(precision: object) -> None:
-    """Refuse float16, and networks that are kept in 16 bits.
+    """Refuse float16, networks that are kept in fewer than 32 bits, and whatever is not known to keep more.
 
     Raises:
         UserError: With the reason and what to use instead.
@@ -63,19 +67,22 @@ def check_precision(precision: object) -> None:
             "trainer.precision=bf16-true: θ, its average and Λ would be kept with 8 bits, in which small steps are lost "
             "(the average does not move at all); use bf16-mixed, which is as fast, or 32-true"
         )
+    if precision is not None and str(precision) not in KNOWN:  # Lightning's default is 32-true
+        raise UserError(f"trainer.precision={precision}: use 32-true, bf16-mixed, 64-true or auto")
 
 
 def has_bfloat16(device: str) -> bool:
-    """Whether a ``GPU`` or this ``CPU`` computes in bfloat16 by units of its own."""
-    if device == "GPU":
+    """Whether the GPU (``cuda``) or the processor (``cpu``) of this machine computes in bfloat16 by units of its own."""
+    if device == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     flags = Path("/proc/cpuinfo")
-    return device == "CPU" and flags.is_file() and bool(BFLOAT16_UNITS & {*flags.read_text().split()})
+    return device == "cpu" and flags.is_file() and bool(BFLOAT16_UNITS & {*flags.read_text().split()})
 
 
 def _device(accelerator: Any) -> str:
+    """``cuda``, ``cpu`` or ``mps``: what Lightning takes for ``trainer.accelerator``."""
     wanted = str(accelerator)
     if wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        return "GPU"
+        return "cuda"
     mps = wanted in ("auto", "gpu", "mps") and torch.backends.mps.is_available()
-    return "MPS device" if mps else "CPU"
+    return "mps" if mps else "cpu"

@@ -34,7 +34,7 @@ def options_of(optimizer: Optimizer) -> list[dict[str, Any]]:
 def take_options(checkpoint: dict[str, Any], options: list[dict[str, Any]], schedule: LambdaLR) -> None:
     """Put the options that hold now into what a checkpoint brings back of θ's optimiser and schedule.
 
-    Only options that were changed: an optimiser may keep numbers of its own among them (Prodigy its estimate of the rate).
+    Only those that were changed: an optimiser may keep numbers of its own among them (Prodigy its estimate of the rate).
 
     Args:
         checkpoint: Lightning's, with ``ssl_weighting.options``, those that the optimiser was made with; is changed.
@@ -63,13 +63,14 @@ def check_begun(saved: dict[str, Any], now: dict[str, Any]) -> None:
     """
     if "begun" not in saved:
         raise UserError(
-            "ckpt_path: an earlier version of this program wrote this checkpoint; it can be predicted with, but not gone on with"
+            "ckpt_path: an earlier version of this program wrote this checkpoint, and it cannot go on; start a new run"
         )
     for name, value in now.items():
         was = saved["begun"][name]
         if was != value:
             raise UserError(
-                f"model.{name}={value}: the run was begun with {was}, and goes on with it; leave it at {was}, or start a new run"
+                f"model.{name}={value}: the run was begun with {was}, and goes on with it; leave it at {was}, or start a "
+                "new run"
             )
 
 

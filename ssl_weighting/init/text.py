@@ -171,4 +171,5 @@ model:
 trainer:
   max_steps: {choice.steps} # more is better, and takes longer
   val_check_interval: {max(1, choice.steps // 4)}
+  precision: auto # bf16-mixed where the machine has units for it, else float32
 """

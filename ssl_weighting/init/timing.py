@@ -10,6 +10,7 @@ from torch import nn
 
 from ssl_weighting.backbones.base import Backbone
 from ssl_weighting.init.choice import Choice
+from ssl_weighting.precision import has_bfloat16
 
 SECONDS = {"cpu": 200.0, "cuda": 600.0}
 """What a run may take."""
@@ -20,7 +21,7 @@ WHOLE = {"images": 1.6, "text": 2.8}
 
 
 def choose_steps(choice: Choice, backbone: Backbone, inputs: Any, device: str, kind: str) -> None:
-    """As many θ steps as the time allows, by timing the network on one step's examples."""
+    """As many θ steps as the time allows, by timing the network on one step's examples in ``precision: auto``."""
     seconds = _seconds(backbone.to(device).train(), _on(inputs, device), device)
     each = WHOLE[kind] * seconds
     steps = min(MOST[device], max(FEWEST[kind], int(SECONDS[device] / each) // 50 * 50))
@@ -39,7 +40,9 @@ def _seconds(network: nn.Module, inputs: Any, device: str) -> float:
 
     def once() -> float:
         started = time.perf_counter()
-        network(inputs).sum().backward()
+        with torch.autocast(device, torch.bfloat16, enabled=has_bfloat16(device)):
+            loss = network(inputs).sum()
+        loss.backward()
         if device == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - started
