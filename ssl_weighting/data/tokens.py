@@ -216,7 +216,7 @@ class WordPieces:
         self.size = len(tokenizer)
         single = torch.arange(self.size, dtype=torch.int32)
         self._pieces, self._lengths = [single], [torch.ones_like(single)]
-        self._tables: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
+        self._tables: dict[torch.device, tuple[Tensor, ...]] = {}
 
     def add(self, texts: TokenizedTexts) -> int:
         """Make a set's words known. Returns what its words of several pieces are to be raised by."""
@@ -226,14 +226,13 @@ class WordPieces:
         self._tables.clear()
         return shift
 
-    def _table(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    def _table(self, device: torch.device) -> tuple[Tensor, ...]:
+        """All pieces, each word's number of them and its first one's place; what stands before and after a text."""
         if device not in self._tables:
             lengths = torch.cat(self._lengths).long()
-            self._tables[device] = (
-                torch.cat(self._pieces).long().to(device),
-                lengths.to(device),
-                (lengths.cumsum(0) - lengths).to(device),
-            )
+            ends = [torch.tensor(piece, dtype=torch.int64) for piece in (self.before, self.after)]
+            table = (torch.cat(self._pieces).long(), lengths, lengths.cumsum(0) - lengths, *ends)
+            self._tables[device] = tuple(part.to(device) for part in table)
         return self._tables[device]
 
     def __call__(self, words: Tensor) -> dict[str, Tensor]:
@@ -245,14 +244,13 @@ class WordPieces:
         Returns:
             ``input_ids`` and ``attention_mask``, (B, L) int64, L the length of the longest text.
         """
-        pieces, lengths, offsets = self._table(words.device)
-        present = words >= 0
-        row, _ = present.nonzero(as_tuple=True)
-        word = words[present].long()
+        pieces, lengths, offsets, before, after = self._table(words.device)
+        row, nth_word = (words >= 0).nonzero(as_tuple=True)  # waits for the device
+        word = words[row, nth_word].long()
         count = lengths[word]
         totals = torch.zeros(len(words), dtype=torch.int64, device=words.device).index_add_(0, row, count)
         kept = totals.clamp(max=self.room)
-        total, longest = torch.stack((totals.sum(), kept.max())).tolist()  # one wait for the device
+        total, longest = torch.stack((totals.sum(), kept.max())).tolist()  # waits again
         place = torch.arange(total, device=words.device)
         nth = torch.repeat_interleave(torch.arange(len(word), device=words.device), count, output_size=total)
         piece = pieces[place - (count.cumsum(0) - count)[nth] + offsets[word][nth]]
@@ -263,13 +261,13 @@ class WordPieces:
         inside = (column >= 0) & (column < kept[row])
         front, back = len(self.before), len(self.after)
         ids = torch.full((len(words), front + longest + back + 1), self.padding, device=words.device)
-        ids[:, :front] = torch.tensor(self.before, device=words.device)
+        ids[:, :front] = before
         ids[row, torch.where(inside, column + front, front + longest + back)] = (
             piece  # the last column is dropped
         )
         ids = ids[:, :-1]
         if back:
             end = kept[:, None] + front + torch.arange(back, device=words.device)
-            ids.scatter_(1, end, torch.tensor(self.after, device=words.device).expand(len(words), -1))
+            ids.scatter_(1, end, after.expand(len(words), -1))
         mask = torch.arange(ids.shape[1], device=words.device) < (kept + front + back)[:, None]
         return {"input_ids": ids.contiguous(), "attention_mask": mask.long()}
