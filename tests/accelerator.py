@@ -118,7 +118,11 @@ class Pretending(TorchDispatchMode):
 
 
 def _compute(operation, args, kwargs):
-    flat = [x for part in (*args, *kwargs.values()) for x in (part if isinstance(part, (list, tuple)) else (part,))]
+    flat = [
+        x
+        for part in (*args, *kwargs.values())
+        for x in (part if isinstance(part, (list, tuple)) else (part,))
+    ]
     ours = [x for x in flat if isinstance(x, OnDevice)]
     hosts = [x for x in flat if isinstance(x, torch.Tensor) and not isinstance(x, OnDevice)]
     device = kwargs.get("device")

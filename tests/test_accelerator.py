@@ -109,10 +109,13 @@ def test_every_method(method, influence, device, tmp_path):
     options = (
         {"scope": "all"} if influence is Larsen else {"damping": 10.0} if influence is ExactLastLayer else {}
     )
-    module, _, waited = train(device, tmp_path, sure(method), influence(**options))
+    steps = 4 if influence is ExactLastLayer else 2
+    module, _, waited = train(device, tmp_path, sure(method), influence(**options), steps=steps)
     if module.learns_weights:
         assert module.record.updates.sum() > 0, "no weight was moved"
-    most = max(waited, key=Counter.total)
+    most = max(
+        waited, key=Counter.total, default=Counter()
+    )  # of two steps the first sets up, the other is Λ's
     assert most.total() <= MOST_WAITS.get(method.__name__, 0), most
 
 
