@@ -150,7 +150,9 @@ class CLI(LightningCLI):
         self.kept.directory = self.directory
         if is_first_process():
             self.kept.lock = locked(self.directory)
-        _offer_folder_to_loggers(config, self.directory, self.recipe, self._get(config, "seed_everything"))
+        _offer_folder_to_loggers(
+            config, self.directory, self.directory.parent.name, self._get(config, "seed_everything")
+        )
 
     def _compare(self, run: Resumed) -> None:
         """Say what is not as it was, and refuse what cannot change."""

@@ -24,6 +24,10 @@ EVERY = 5
 COLUMNS = ("example", "weight", "influence", "updates", "taken for", "confidence", "really")
 
 
+LONGEST_TAG = 64
+"""W&B takes no longer one."""
+
+
 def name_wandb_run(logger: Namespace, directory: Path, recipe: str, seed: Any) -> None:
     """Give a configured ``WandbLogger`` what the user left open, before it is made.
 
@@ -42,7 +46,7 @@ def name_wandb_run(logger: Namespace, directory: Path, recipe: str, seed: Any) -
         "id": directory.name,
         "group": recipe,
         "job_type": "fit",
-        "tags": [recipe, f"seed{seed}"],
+        "tags": [recipe[:LONGEST_TAG], f"seed{seed}"],
     }.items():
         if key in logger.init_args and logger.init_args.get(key) is None:
             logger.init_args[key] = value

@@ -66,7 +66,7 @@ def run_folder(tmp_path_factory):
         arguments += ["--trainer.accelerator", "cpu", "--trainer.log_every_n_steps", "2"]
         arguments += ["--model.schedule", "constant"]
         assert main([*arguments, "--trainer.max_steps", "12"]) == 0
-        assert main([*arguments, "--trainer.max_steps", "16", "--ckpt_path", "last"]) == 0
+        assert main(["resume", str(folder / "digits_uda"), "--trainer.max_steps", "16"]) == 0
     (run,) = (folder / "digits_uda").iterdir()
     return run
 
