@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from ssl_weighting.errors import UserError
+from ssl_weighting.files import home_path
 
 KEY = "ssl_weighting"
 """What a checkpoint holds of ours, besides Lightning's."""
@@ -27,7 +28,7 @@ def find_checkpoint(run: str | Path, name: str = "last") -> Path:
     Raises:
         UserError: If there is none, or several; names what to give.
     """
-    path = Path(run).expanduser()
+    path = home_path(run)
     if path.is_file():
         return path
     if not path.is_dir():

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, TextIO
 
 from ssl_weighting.errors import LocalError, PeerError, UserError
+from ssl_weighting.files import UNUSABLE
 from ssl_weighting.names import suggestion
 from ssl_weighting.threads import use_free_cores, wait_asleep
 
@@ -117,6 +118,11 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; ssl-weighting resume RUN goes on with a run", file=sys.stderr)
         return 130
+    except OSError as error:
+        if error.errno not in UNUSABLE:
+            raise
+        print(f"error: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+        return 2
     except UserError as error:
         rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or "0"
         alone = rank == "1" and isinstance(error, PeerError) and _has_ended(parent)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import netrc
 import os
-from pathlib import Path
 from typing import Any
 
 from ssl_weighting.errors import UserError
+from ssl_weighting.files import home_path
 
 NAME = "ssl-weighting"
 STEP = "trainer/global_step"
@@ -16,7 +16,7 @@ STEP = "trainer/global_step"
 
 def has_wandb_key() -> bool:
     """Whether W&B would find a key: in the environment or in ``~/.netrc``."""
-    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    path = home_path(os.environ.get("NETRC", "~/.netrc"))
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:

@@ -15,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from ssl_weighting.files import home_path
 from ssl_weighting.threads import free_cores
 
 METHODS: dict[str, list[str]] = {
@@ -33,7 +34,9 @@ def main(argv: list[str]) -> int:
     """
     parser = argparse.ArgumentParser(prog="ssl-weighting demo", description=__doc__)
     parser.add_argument("--seeds", type=int, default=3, help="seeds, and so splits, a method (default 3)")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder that run folders go into")
+    parser.add_argument(
+        "--runs", type=home_path, default=Path("runs"), help="folder that run folders go into"
+    )
     parser.add_argument("--processes", type=int, default=min(free_cores(), 4), help="runs side by side")
     options = parser.parse_args(argv)
     console = Console(soft_wrap=True)
@@ -63,7 +66,7 @@ def main(argv: list[str]) -> int:
                 highlight=False,
             )
     console.print(_table(errors))
-    console.print(f"weights of seed 0: {picture}", highlight=False)
+    console.print(f"weights of seed 0: {picture}", highlight=False, markup=False)
     console.print("next: ssl-weighting fit --config digits_uda   (or --help)", highlight=False)
     return 0
 

@@ -15,6 +15,10 @@ class LocalError(UserError):
     """What one of several processes may meet alone; bad input is met by all, and the first one speaks for them."""
 
 
+class UnwritableError(LocalError):
+    """A file cannot be written: no room, no permission."""
+
+
 class PeerError(UserError):
     """Another process of the run is gone."""
 

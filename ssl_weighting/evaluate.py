@@ -12,6 +12,7 @@ import torch
 from ssl_weighting.checkpoints import Saved, find_checkpoint, open_checkpoint
 from ssl_weighting.configurations import told
 from ssl_weighting.errors import UserError
+from ssl_weighting.files import home_path
 from ssl_weighting.predictions import check_out, predictions_table, write_beside, write_predictions
 from ssl_weighting.trained import TrainedModel, restored
 
@@ -67,7 +68,7 @@ def predict(argv: list[str]) -> int:
     asked = _asked("predict", argv, ("on", "out", "device"))
     if asked is None:
         return 0
-    out = Path(asked.own["out"]).expanduser() if "out" in asked.own else None
+    out = home_path(asked.own["out"]) if "out" in asked.own else None
     if out is not None:
         check_out(out)
     saved = open_checkpoint(find_checkpoint(asked.run), f"RUN={asked.run}")
@@ -87,7 +88,7 @@ def predict(argv: list[str]) -> int:
     table = predictions_table(index, names, rows, probabilities, model.class_names)
     if out is None:
         beside = saved.run or saved.path.resolve().parent
-        where = Path(on).expanduser().resolve()
+        where = home_path(on).resolve()
         name = on if on in SETS else where.name if where.is_dir() else where.name.split(".")[0]
         out = write_beside(table, beside / f"predictions-{name}.parquet")
     else:

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from ssl_weighting.errors import UserError
 from ssl_weighting.examples import descriptions, extremes, none_stands_out, on_one_line
-from ssl_weighting.files import whole_file
+from ssl_weighting.files import home_path, whole_file
 from ssl_weighting.runs import Run
 
 if TYPE_CHECKING:
@@ -39,12 +39,14 @@ def main(argv: list[str]) -> int:
         UserError: On bad input, or if a file is there already.
     """
     parser = argparse.ArgumentParser(prog="ssl-weighting weights", description=__doc__, allow_abbrev=False)
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument("run", type=home_path, metavar="RUN", help="folder of a run")
     parser.add_argument("--top", type=int, default=20, metavar="N", help="examples of each kind to list (20)")
-    parser.add_argument("--export", type=Path, metavar="FILE", help="write all examples: .csv or .parquet")
+    parser.add_argument(
+        "--export", type=home_path, metavar="FILE", help="write all examples: .csv or .parquet"
+    )
     parser.add_argument(
         "--clean",
-        type=Path,
+        type=home_path,
         metavar="FILE",
         help="write the examples worth keeping, and those that validate, as a table for `init`: .csv or .parquet",
     )
@@ -202,12 +204,14 @@ def _print_extremes(run: Run, data: SSLData | None, top: int) -> None:
     console = Console(soft_wrap=not sys.stdout.isatty())
     found = dict(zip(("harmful", "helpful"), extremes(run.weights, top, run.initial_weight), strict=True))
     if top and not any(map(len, found.values())):
-        console.print(none_stands_out("", run.weights, run.initial_weight))
+        console.print(none_stands_out("", run.weights, run.initial_weight), highlight=False, markup=False)
         return
     for kind, positions in found.items():
         if not len(positions):
             if top:
-                console.print(none_stands_out(kind, run.weights, run.initial_weight), highlight=False)
+                console.print(
+                    none_stands_out(kind, run.weights, run.initial_weight), highlight=False, markup=False
+                )
             continue
         table = Table(title=f"most {kind}", title_justify="left")
         for name in ("weight", "influence"):

@@ -2,24 +2,64 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ssl_weighting.errors import LocalError
+from ssl_weighting.errors import UnwritableError, UserError
+
+UNUSABLE = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+)
+"""Numbers of faults that lie in a path or its disk, not in the program."""
+
+
+def home_path(path: str | Path) -> Path:
+    """A path as it was typed, with ``~`` as the home folder: shells expand it in some places only."""
+    return Path(os.path.expanduser(path))
+
+
+def check_utf8(path: str | Path, key: str) -> None:
+    """Refuse a path that recipes, splits and tables, which are UTF-8, cannot hold.
+
+    Args:
+        path: As it was typed, or in full.
+        key: The option that names it, for the message.
+
+    Raises:
+        UserError: If it is made of other bytes.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        shown = str(path).encode(errors="backslashreplace").decode()
+        raise UserError(f"{key}={shown}: holds bytes that are no UTF-8; rename that folder or file") from None
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` to write to; it takes ``path``'s name, synced, when the block ends well.
+    """A temporary path, in full, beside ``path`` to write to; it takes ``path``'s name, synced, when the block ends well.
 
     A crash leaves the file that was there before.
 
     Raises:
-        LocalError: If it cannot be written: no room, no permission.
+        UnwritableError: No room, no permission.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    # In full: pyarrow takes a path that begins with `name:` for an address.
+    partial = Path(os.path.abspath(path)).with_name(f".{_short(path.name)}.partial")
     try:
         yield partial
         with open(partial, "rb+") as file:
@@ -31,18 +71,18 @@ def whole_file(path: Path) -> Iterator[Path]:
         finally:
             os.close(directory)
     except OSError as error:
-        raise LocalError(unwritable(path, error)) from error
+        reason = os.strerror(error.errno or 0)
+        raise UnwritableError(
+            f"{path}: cannot be written ({reason}); what was there before is kept"
+        ) from error
     finally:
         with suppress(OSError):  # where nothing can be deleted, nothing was written
             partial.unlink(missing_ok=True)
 
 
-def unwritable(path: Path | str, error: OSError) -> str:
-    """One line about a file that cannot be written."""
-    return (
-        f"{path}: cannot be written ({os.strerror(error.errno or 0)}); what was there before is kept. Mend that, and "
-        "ssl-weighting resume RUN goes on from the last checkpoint"
-    )
+def _short(name: str) -> str:
+    """A name that leaves room for an ending; file systems take 255 bytes."""
+    return name if len(os.fsencode(name)) <= 240 else hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
 
 
 def git_lfs_pointer(folder: str) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import traceback
@@ -14,18 +13,9 @@ from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
 from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
-from ssl_weighting.errors import LocalError, PeerError, UserError
-from ssl_weighting.files import unwritable
+from ssl_weighting.errors import LocalError, PeerError, UnwritableError, UserError
+from ssl_weighting.files import UNUSABLE
 
-UNWRITABLE = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EIO,
-)
 PEER_LOST = (
     "Connection closed by peer",
     "Connection reset by peer",
@@ -130,8 +120,8 @@ def on_one_line(error: UserError) -> UserError:
 def explained(error: BaseException) -> UserError | None:
     """What a person needs to know of a fault of the machine, if it is one: else ``None``."""
     message = " ".join(str(error).split())
-    if isinstance(error, OSError) and error.errno in UNWRITABLE:
-        return LocalError(unwritable(error.filename or "a file of the run", error))
+    if isinstance(error, OSError) and error.errno in UNUSABLE:
+        return UnwritableError(f"{error.filename or 'a file of the run'}: {error.strerror}")
     handing_over = isinstance(error, OSError | EOFError) and _passed_through(error, "resource_sharer.py")
     if handing_over or (isinstance(error, RuntimeError) and "DataLoader worker" in message):
         what = (

@@ -20,7 +20,7 @@ from rich.progress import track
 from ssl_weighting.data.files import one_line
 from ssl_weighting.data.text import TextData
 from ssl_weighting.errors import UserError
-from ssl_weighting.files import whole_file
+from ssl_weighting.files import home_path, whole_file
 from ssl_weighting.recipes import find_recipe
 
 BLOCK = 64
@@ -172,7 +172,7 @@ def main(argv: list[str]) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("--config", required=True, help="recipe whose training texts are paraphrased")
-    parser.add_argument("--out", type=Path, required=True, help="parquet file to write")
+    parser.add_argument("--out", type=home_path, required=True, help="parquet file to write")
     parser.add_argument("--there", default="Helsinki-NLP/opus-mt-en-fr", help="model, by hub name or folder")
     parser.add_argument("--back", default="Helsinki-NLP/opus-mt-fr-en", help="model, by hub name or folder")
     parser.add_argument("--temperature", type=float, default=0.9, help="of the draws (UDA: 0.9)")

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from ssl_weighting.errors import UserError
+from ssl_weighting.files import home_path
 from ssl_weighting.names import nearest
 
 PACKAGE = Path(__file__).resolve().parent
@@ -33,7 +34,7 @@ def find_recipe(name: str) -> Path:
     """
     if not name:
         raise UserError("--config: no recipe's name or path follows; `ssl-weighting recipes` lists the names")
-    path = Path(name).expanduser()
+    path = home_path(name)
     packaged = recipe_folder() / f"{path.stem}.yaml"
     is_bare = path.parent in (Path(), Path("recipes")) and path.suffix in ("", ".yaml")
     if not path.is_file() and is_bare and packaged.is_file():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import shlex
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,8 +34,9 @@ from ssl_weighting.callbacks.wandb_dashboard import finish_wandb_runs, name_wand
 from ssl_weighting.configurations import differences, share_encoder_name, told
 from ssl_weighting.dashboard import has_wandb_key
 from ssl_weighting.data import SSLData
-from ssl_weighting.errors import UserError
-from ssl_weighting.launch import agreed, check_strategy, explained, is_first_process, locked, on_one_line
+from ssl_weighting.errors import UnwritableError, UserError
+from ssl_weighting.files import check_utf8, home_path
+from ssl_weighting.launch import agreed, explained, is_first_process, locked, on_one_line
 from ssl_weighting.module import SSLModule
 from ssl_weighting.parser import Parser
 from ssl_weighting.precision import settled_precision
@@ -51,6 +53,7 @@ from ssl_weighting.resume import (
 )
 from ssl_weighting.runs import Run
 from ssl_weighting.summary import print_summary
+from ssl_weighting.trainer_options import check_trainer, refused
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "max_epochs": -1,  # a run is counted in steps
@@ -78,6 +81,11 @@ class Kept:
     directory: Path | None = None
     fresh: bool = False
     lock: int | None = None
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether the run can be gone on with."""
+        return self.directory is not None and (self.directory / "checkpoints" / "last.ckpt").is_file()
 
 
 class CLI(LightningCLI):
@@ -132,8 +140,8 @@ class CLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Settle the run's folder: a new one, or that of the checkpoint."""
         config = self.config[self.subcommand]
+        check_trainer(vars(config.trainer), TRAINER_DEFAULTS)
         config.trainer.precision = settled_precision(config.trainer.precision, config.trainer.accelerator)
-        check_strategy(config.trainer.strategy)
         share_encoder_name(config)
         if config.data.get("init_args", {}).get("split") is not None:
             refuse_without_effect(
@@ -144,7 +152,7 @@ class CLI(LightningCLI):
             self.directory = self.resumed.directory
             self._compare(self.resumed)
         else:
-            parent, seed = Path(config.runs) / self.recipe, self._get(config, "seed_everything")
+            parent, seed = home_path(config.runs) / self.recipe, self._get(config, "seed_everything")
             self.directory = Path(agreed("directory", lambda: str(_new_directory(parent, seed))))
             self.kept.fresh = True
         self.kept.directory = self.directory
@@ -238,6 +246,9 @@ def run(argv: list[str]) -> Path | None:
         logging.getLogger(name).setLevel(logging.WARNING)
     # It alone says which of several processes ended, and how.
     logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
+    typed = {"runs": "runs", **typed_options(argv)}
+    for option, value in typed.items():
+        check_utf8(os.path.abspath(value) if option == "runs" else value, option)
     argv, recipe, goes_on = _resolved(argv)
     kept = Kept()
     try:
@@ -251,17 +262,23 @@ def run(argv: list[str]) -> Path | None:
         causes: list[BaseException] = [error]
         while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
             causes.append(cause)
-        for cause in causes:  # jsonargparse wraps what a plug-in's constructor raises
-            if isinstance(cause, UserError):
-                raise on_one_line(cause) from None
-        for cause in causes:
-            if (fault := explained(cause)) is not None:
-                raise fault from error
-        raise
+        fault = _fault(causes)
+        if fault is None:
+            raise
+        if isinstance(fault, UnwritableError) and kept.has_checkpoint:
+            fault = UnwritableError(f"{fault}. Mend that, and ssl-weighting resume {shlex.quote(str(kept.directory))} goes on")
+        raise fault from error
     finally:
         if kept.lock is not None:
             os.close(kept.lock)
     return kept.directory
+
+
+def _fault(causes: list[BaseException]) -> UserError | None:
+    """What a person needs to know of an error and of what it came from: jsonargparse wraps what constructors raise."""
+    ours = next((on_one_line(cause) for cause in causes if isinstance(cause, UserError)), None)
+    told = (fault for cause in causes for fault in (explained(cause), refused(cause)) if fault is not None)
+    return ours or next(told, None)
 
 
 def _resolved(argv: list[str]) -> tuple[list[str], str, Resumed | None]:
@@ -284,14 +301,17 @@ def _resolved(argv: list[str]) -> tuple[list[str], str, Resumed | None]:
             argv[last] = f"{option}={path}" if equals else str(path)
     if given is None:
         return argv, recipe or "custom", None
-    goes_on = resumed(given, Path(options.get("runs", "runs")), recipe, options.get("seed_everything"))
+    goes_on = resumed(given, home_path(options.get("runs", "runs")), recipe, options.get("seed_everything"))
     typed = [word for word, of_recipe in zip(argv[1:], is_recipe[1:], strict=True) if not of_recipe]
     own = goes_on.directory / "config.yaml"
     return [argv[0], "--config", str(own), *typed, "--ckpt_path", str(goes_on.checkpoint)], recipe, goes_on
 
 
 def _new_directory(parent: Path, seed: Any) -> Path:
-    parent.mkdir(parents=True, exist_ok=True)
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"runs={parent.parent}: no folder can be made there ({error.strerror})") from None
     while True:
         name = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_seed{seed}_{secrets.token_hex(2)}"
         try:

@@ -35,5 +35,5 @@ def print_summary(
         table.add_row("unlabelled examples moved", f"{moved} of {len(values)}")
     console = Console(soft_wrap=True)
     console.print(table)
-    console.print(f"run folder: {directory}", highlight=False)
-    console.print(f"report: {page}", highlight=False)
+    console.print(f"run folder: {directory}", highlight=False, markup=False)
+    console.print(f"report: {page}", highlight=False, markup=False)

@@ -20,6 +20,7 @@ from ssl_weighting.configurations import differences, share_encoder_name
 from ssl_weighting.data import ExampleSet, Source, SSLData
 from ssl_weighting.data.remembered import NewExamples, remembering
 from ssl_weighting.errors import UserError
+from ssl_weighting.files import home_path
 from ssl_weighting.module import SSLModule
 from ssl_weighting.parser import Parser
 
@@ -74,7 +75,7 @@ class TrainedModel:
     def read(self, examples: Any) -> NewExamples:
         """Examples as the run's data set reads them; see `probabilities`."""
         if isinstance(examples, (str, Path)):
-            return self.data.read_new(Path(examples).expanduser())
+            return self.data.read_new(home_path(examples))
         source = self.data.source_of(examples)
         rows = torch.arange(len(source.labels))
         return NewExamples(source.describe(rows), rows, source)

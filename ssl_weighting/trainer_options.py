@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import inspect
 import re
+import traceback
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException as Misconfigured
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import AcceleratorRegistry
 
@@ -111,11 +114,12 @@ def check_trainer(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> No
     check_strategy(options["strategy"])
     _check_accelerator(options["accelerator"])
     devices = str(options["devices"])
-    if not re.fullmatch(r"auto|-1|[1-9]\d*|\d+(,\d+)*,?|\[\d+(, *\d+)*\]", devices):
+    if not re.fullmatch(r"auto|-1|[1-9]\d*|\d+,|\d+(,\d+)+|\[\d+(, *\d+)*\]", devices):
         raise UserError(f"trainer.devices={devices}: must be a number above 0, a list such as [0,1], or auto")
     time = options.get("max_time")
     if isinstance(time, str) and not re.fullmatch(r"\d+:\d+:\d+:\d+", time.strip()):
         raise UserError(f"trainer.max_time={time}: must be days:hours:minutes:seconds, such as 00:12:00:00")
+    _check_counts(options)
     profiler = options.get("profiler")
     if isinstance(profiler, str) and profiler not in PROFILERS:
         raise UserError(f"trainer.profiler={profiler}: no such profiler; {suggestion(profiler, PROFILERS)}")
@@ -125,6 +129,20 @@ def check_trainer(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> No
             raise UserError(f"trainer.callbacks={name}: not honoured here; {CALLBACKS_REFUSED[name]}")
     if "ModelCheckpoint" in {path.rpartition(".")[2] for path in _classes(options.get("callbacks"))}:
         _check_model_checkpoint(options)
+
+
+def _check_counts(options: Mapping[str, Any]) -> None:
+    for name in ("num_nodes", "check_val_every_n_epoch"):
+        if (value := options.get(name)) is not None and value < 1:
+            raise UserError(f"trainer.{name}={value}: must be at least 1")
+    every, epochs = options.get("val_check_interval"), options.get("check_val_every_n_epoch")
+    if not isinstance(every, int | float):
+        return
+    if every <= 0 or (every % 1 and (every > 1 or epochs is None)):
+        kinds = "a whole number of θ steps above 0" + (
+            "" if epochs is None else ", or a share of a pass up to 1"
+        )
+        raise UserError(f"trainer.val_check_interval={every}: must be {kinds}")
 
 
 def _check_model_checkpoint(options: Mapping[str, Any]) -> None:
@@ -156,6 +174,24 @@ def _check_plugins(plugins: Any) -> None:
                 f"trainer.plugins={path.rpartition('.')[2]}: not honoured here; a cluster's environment is all that it "
                 "takes; see trainer.precision, trainer.strategy and checkpoint.every_steps"
             )
+
+
+def refused(error: BaseException) -> UserError | None:
+    """One line of what Lightning's Trainer, a logger or a callback does not take; ``None`` for other errors.
+
+    Args:
+        error: Anything that was raised while a run was made ready or trained.
+    """
+    files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+    rooms = [f"{file.parent.parent.name}.{file.parent.name}" for file in files]
+    message = re.split(r" \[type=|HINT: ", " ".join(str(error).split()))[0].rstrip()
+    if "pytorch.loggers" in rooms:  # a logger's service may refuse whatever it likes
+        return UserError(f"trainer.logger: {message}")
+    if rooms[-1:] == ["pytorch.callbacks"] and isinstance(
+        error, RuntimeError | ValueError | ImportError | Misconfigured
+    ):
+        return UserError(f"trainer.callbacks: {message}")
+    return UserError(f"trainer: {message}") if isinstance(error, Misconfigured) else None
 
 
 def _classes(given: Any) -> list[str]:

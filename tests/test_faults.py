@@ -184,8 +184,10 @@ def test_a_full_disk(small_disk, whole, capsys, monkeypatch):
 
     with at(monkeypatch, 25, fill):
         assert main(arguments(small_disk)) == 2
-    assert "No space left on device" in one_line(capsys.readouterr().err)
+    said = one_line(capsys.readouterr().err)
     run = run_of(small_disk)
+    assert "No space left on device" in said
+    assert said.endswith(f"ssl-weighting resume {run} goes on")
     assert state(run)["global_step"] == 21
     assert not list(run.rglob("*.partial"))
     (small_disk / "filler").unlink()

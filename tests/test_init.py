@@ -15,6 +15,7 @@ from ssl_weighting.data import read_split
 from ssl_weighting.data.images import Images
 from ssl_weighting.init import images as init_images
 from ssl_weighting.init import timing
+from ssl_weighting.runs import Run
 
 BUDGET = [
     *("--trainer.max_steps", "4", "--trainer.val_check_interval", "2", "--trainer.accelerator", "cpu"),
@@ -263,6 +264,49 @@ def test_columns_of_a_table_of_images(here, capsys):
     arguments = recipe("files.yaml")["data"]["init_args"]
     assert arguments["path_column"] == "where" and arguments["label_column"] == "species"
     assert main(["fit", "--config", "files.yaml", *BUDGET]) == 0
+
+
+ODD = ["del\x7f and \u2028", "quote \" ' \\ [v2] #1: {x}", "- 2024", "📷 日本"]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_folders_of_any_name_come_back_from_the_recipe(here, name):
+    """What YAML cannot hold is escaped: the recipe runs, and its run can be read."""
+    images(here / name / "labelled", each=4)
+    images(here / name / "pool", names=("x",), each=3, seed=1)
+    assert (
+        main(["init", "--images", f"{name}/labelled", "--unlabelled", f"{name}/pool", "--out", "r.yaml"]) == 0
+    )
+    assert main(["fit", "--config", "r.yaml", *BUDGET]) == 0
+    (run,) = Path("runs/r").iterdir()
+    assert Run(run).config["data"]["init_args"]["labeled"] == str(here / name / "labelled")
+    assert main(["weights", str(run), "--top", "1"]) == 0
+
+
+def test_remarks_on_a_table_are_made_once_and_whole(here, tiny_bert, capsys):
+    """Its file is read for its columns, its labels and its rows; long paths are not cut."""
+    folder = here / ("deep " * 20).strip() / "more"
+    folder.mkdir(parents=True)
+    rows = [f"text number {i};{'NA' if i % 2 else 'EU'}" for i in range(12)] + ["one;", "two;"]
+    (folder / "t.csv").write_text("\n".join(["text;label", *rows]) + "\n")
+    assert (
+        main(["init", "--text", str(folder / "t.csv"), "--encoder", str(tiny_bert), "--out", "r.yaml"]) == 0
+    )
+    printed = capsys.readouterr()
+    remarks = [line for line in printed.out.splitlines() if line.startswith("look at: ")]
+    assert len(remarks) == 2
+    assert all(f"{folder}/t.csv" in line for line in remarks)
+    assert "separated by semicolons" in remarks[0]
+    assert "have the label 'NA'" in remarks[1]
+    assert "warning: " not in printed.err
+
+
+def test_remarks_are_made_before_an_error(here, tiny_bert, capsys):
+    (here / "t.csv").write_text("text;label\na;x\nb;x\n")
+    assert main(["init", "--text", "t.csv", "--encoder", str(tiny_bert)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("separated by semicolons") == 1
+    assert "error: data.train=" in said
 
 
 def test_nothing_is_written_over(here, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -63,7 +64,7 @@ class Transformer(Backbone):
         if layers is not None and layers < 1:
             raise UserError(f"model.backbone.layers={layers}: must be at least 1")
         self.encoder: Any
-        self.encoder, missing = _pretrained(name, layers)
+        self.encoder, missing = _pretrained(os.path.expanduser(name), layers)
         config = self.encoder.config
         self.feature_dim = int(config.hidden_size)
         self.vocabulary_size = int(getattr(config, "vocab_size", 0))

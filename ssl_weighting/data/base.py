@@ -21,6 +21,7 @@ from ssl_weighting.data.duplicates import Contents, find_copies, sentences, with
 from ssl_weighting.data.remembered import NewExamples, remembered
 from ssl_weighting.data.split import Split, make_split, read_split
 from ssl_weighting.errors import DataWarning, UserError
+from ssl_weighting.files import home_path
 
 Inputs = Any
 View = Sequence[str | Callable[[Tensor], Tensor]]
@@ -266,7 +267,8 @@ class SSLData(LightningDataModule, ABC):
         self.labeled_batch_size, self.unlabeled_batch_size = labeled_batch_size, unlabeled_batch_size
         self.validation_batch_size, self.evaluation_batch_size = validation_batch_size, evaluation_batch_size
         self.num_workers, self.evaluate_test = num_workers, evaluate_test
-        self.split_file, self.split_seed = split, split_seed
+        self.split_file = None if split is None else home_path(split)
+        self.split_seed = split_seed
         everything = range(len(self.all_class_names))
         self.known_classes = list(everything if known_classes is None else known_classes)
         self.pool_classes = list(pool_classes or [])

@@ -19,6 +19,7 @@ from ssl_weighting.data.files import DataUnpickler, check_md5, download, one_lin
 from ssl_weighting.data.images import read_images
 from ssl_weighting.data.remembered import NewExamples
 from ssl_weighting.errors import UserError
+from ssl_weighting.files import home_path
 
 
 class Cifar10(SSLData):
@@ -64,7 +65,7 @@ class Cifar10(SSLData):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.root = Path(root).expanduser()
+        self.root = home_path(root)
         self.download, self.verify_checksum = download, verify_checksum
         if normalise_by == "statistics":
             self.mean = (0.49139968, 0.48215841, 0.44653091)

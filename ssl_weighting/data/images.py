@@ -31,6 +31,7 @@ from ssl_weighting.data.image_pixels import Levels, as_image, decoded_or_grey, q
 from ssl_weighting.data.image_reading import ImageReader, say
 from ssl_weighting.data.remembered import NewExamples, remembered
 from ssl_weighting.errors import UserError
+from ssl_weighting.files import home_path
 
 KEPT_BYTES = 2**30
 """Sets up to this size are decoded once and kept in memory, as uint8."""
@@ -197,10 +198,10 @@ class Images(SSLData):
             raise UserError(f"data.size={size}: must be at least 8 pixels")
         if levels is not None and not (all(map(math.isfinite, levels)) and levels[0] < levels[1]):
             raise UserError(f"data.levels={[*levels]}: must be two numbers, the lower one first")
-        labeled = Path(labeled).expanduser()
+        labeled = home_path(labeled)
         self.size, self.levels = size, levels
-        self.unlabeled = None if unlabeled is None else Path(unlabeled).expanduser()
-        self.test = None if test is None else Path(test).expanduser()
+        self.unlabeled = None if unlabeled is None else home_path(unlabeled)
+        self.test = None if test is None else home_path(test)
         self.labeled = labeled
         self.columns = (path_column, label_column)
         self._notes: list[str] = []

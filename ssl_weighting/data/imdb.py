@@ -17,6 +17,7 @@ from ssl_weighting.data.files import one_line
 from ssl_weighting.data.tables import from_hub
 from ssl_weighting.data.text import LabeledTexts, TextData
 from ssl_weighting.errors import UserError
+from ssl_weighting.files import home_path
 
 HUB = "stanfordnlp/imdb"
 HUB_MEND = "give --data.root, a folder with aclImdb or with train, test and unsup as parquet"
@@ -88,7 +89,7 @@ class Imdb(TextData):
             )
         if labeled == "uda" and self.known_classes != [0, 1]:
             raise UserError(f"data.known_classes={self.known_classes}: must be [0, 1] with UDA's labels")
-        self.root = None if root is None else Path(root).expanduser()
+        self.root = None if root is None else home_path(root)
         self.labeled = labeled
         self._rows: dict[tuple[int, int | str], int] = {}
 

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from ssl_weighting.data.files import one_line
 from ssl_weighting.errors import UserError
+from ssl_weighting.files import home_path
 
 MIN_LENGTH = 10
 MAX_CHANGE = 0.5
@@ -31,7 +32,7 @@ def read_paraphrases(path: Path, texts: pa.Array) -> pa.Array:
     Raises:
         UserError: If it cannot be read, or is not of these texts.
     """
-    path = Path(path).expanduser()
+    path = home_path(path)
     originals = texts.to_pylist()
     try:
         if path.suffix == ".parquet":

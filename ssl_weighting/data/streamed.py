@@ -28,6 +28,7 @@ from ssl_weighting.data.image_pixels import (
 )
 from ssl_weighting.data.images import ImageFiles, Images
 from ssl_weighting.errors import UserError
+from ssl_weighting.files import home_path
 
 BUILDERS = {".tar": "webdataset", ".parquet": "parquet"}
 
@@ -266,7 +267,7 @@ def _opened(pool: str, split: str) -> tuple[Any, str]:
     """A stream, and what tells it from others: names and sizes of its files, or its name and version on the hub."""
     from datasets import load_dataset  # slow to import
 
-    files = sorted(glob.glob(str(Path(pool).expanduser()), recursive=True))
+    files = sorted(glob.glob(str(home_path(pool)), recursive=True))
     kinds = {Path(file).suffix for file in files}
     if len(kinds) > 1 or not kinds <= {*BUILDERS}:
         raise UserError(

@@ -17,6 +17,7 @@ from ssl_weighting.data.files import check_md5, download, one_line
 from ssl_weighting.data.images import read_images
 from ssl_weighting.data.remembered import NewExamples
 from ssl_weighting.errors import UserError
+from ssl_weighting.files import home_path
 
 
 class Svhn(SSLData):
@@ -58,7 +59,7 @@ class Svhn(SSLData):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.root = Path(root).expanduser()
+        self.root = home_path(root)
         self.download, self.verify_checksum, self.extra = download, verify_checksum, extra
         if normalise_by == "statistics":
             self.mean = (0.4376821, 0.4437697, 0.47280442)

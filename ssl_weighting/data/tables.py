@@ -14,6 +14,7 @@ from ssl_weighting.data.files import one_line
 from ssl_weighting.data.labels import as_names, without_pool_marks
 from ssl_weighting.data.text_files import COMPRESSED, Choice, TextFile, read_delimited, read_json
 from ssl_weighting.errors import UserError
+from ssl_weighting.files import home_path
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 NAME_COLUMNS = "name yours with --data.text_column and --data.label_column"
@@ -63,7 +64,7 @@ def read_table(
     Raises:
         UserError: If there is no such file or set, it cannot be read, or it lacks a column.
     """
-    path, key = Path(name).expanduser(), f"data.{split}={name}"
+    path, key = home_path(name), f"data.{split}={name}"
     if text == label:
         raise UserError(f"{key}: the column {text!r} cannot hold both the texts and the labels; {mend}")
     columns = (Column(text, mend), Column(label, mend, is_label=True))

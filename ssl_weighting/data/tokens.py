@@ -21,7 +21,7 @@ from rich.progress import track
 from torch import Tensor
 
 from ssl_weighting.errors import UserError
-from ssl_weighting.files import git_lfs_pointer, whole_file
+from ssl_weighting.files import git_lfs_pointer, home_path, whole_file
 
 FORMAT = "1"
 CHUNK = 1000
@@ -57,6 +57,7 @@ def load_tokenizer(name: str) -> Any:
     from transformers.utils import logging
 
     logging.set_verbosity_error()
+    name = os.path.expanduser(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # the libraries beneath raise whatever a damaged file makes of them
@@ -87,9 +88,9 @@ def unknown_share(tokens: TokenizedTexts, tokenizer: Any) -> float:
 def cache_folder(given: Path | None) -> Path:
     """Where tokenised texts are kept: as given, or ``ssl_weighting`` in the user's cache folder."""
     if given is not None:
-        return Path(given).expanduser()
+        return home_path(given)
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "ssl_weighting"
+    return home_path(base) / "ssl_weighting"
 
 
 def digest(texts: pa.Array) -> str:

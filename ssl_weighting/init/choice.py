@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import math
+import shlex
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -31,12 +34,14 @@ class Choice:
         backbone: The network's, as it stands in the recipe.
         steps: θ steps.
         notes: What was chosen, and why.
+        remarks: What a person should know of the data.
     """
 
     data: dict[str, Any]
     backbone: tuple[str, dict[str, Any]] = ("", {})
     steps: int = 0
     notes: list[tuple[str, str, str]] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
     def note(self, what: str, value: object, why: str) -> None:
         """Remember a choice, to be told."""
@@ -70,12 +75,10 @@ def make_a_pool(choice: Choice, labels: Tensor, how: str, given: bool) -> None:
 
 def set_up(module: SSLData, choice: Choice) -> None:
     """Load and split, and note what there is."""
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        module.prepare_data()
-        module.setup("fit")
-        if module.has_test:
-            module.setup("test")
+    module.prepare_data()
+    module.setup("fit")
+    if module.has_test:
+        module.setup("test")
     found = {part: len(examples) for part, examples in module.sets.items()}
     names = module.class_names
     listed = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
@@ -96,13 +99,37 @@ def set_up(module: SSLData, choice: Choice) -> None:
         "none given: the validation error is all there is, and it is too kind, the weights were learned on it"
     )
     choice.note("test", found.get("test", 0), "tested once, at the end" if "test" in found else without)
-    for message in dict.fromkeys(str(w.message) for w in said if issubclass(w.category, DataWarning)):
-        choice.note("look at", "", message)
+
+
+def said_once(said: Sequence[warnings.WarningMessage]) -> list[str]:
+    """What a person should know of their data, once: a file is read several times, under the names of two options."""
+    found: dict[tuple[str, str], str] = {}
+    for message in (str(one.message) for one in said if issubclass(one.category, DataWarning)):
+        key, _, what = message.partition(": ")
+        found.setdefault((Path(key).name.rpartition(" ")[2].rpartition("=")[2], what), message)
+    return list(found.values())
+
+
+class _Quoting(yaml.SafeDumper):
+    """Every text in quotes, so that none is taken for a number or a word of YAML; what YAML cannot hold, escaped."""
+
+
+_Quoting.add_representer(
+    str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"')
+)
+
+
+def _in_yaml(value: Any) -> str:
+    """A value as it stands in a recipe, on one line."""
+    listed = yaml.dump(
+        [value], Dumper=_Quoting, default_flow_style=True, allow_unicode=True, width=math.inf, sort_keys=False
+    )
+    return str(listed).strip()[1:-1]
 
 
 def data_part(kind: str, arguments: dict[str, Any], sizes: dict[str, int]) -> str:
     """The recipe's ``data``, with the sizes of the split's parts in a comment."""
-    lines = [f"    {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in arguments.items()]
+    lines = [f"    {key}: {_in_yaml(value)}" for key, value in arguments.items()]
     comment = (
         f"{sizes['labeled']} labelled, {sizes['validation']} validation, {sizes['unlabeled']} unlabelled"
     )
@@ -114,9 +141,7 @@ def backbone_part(choice: Choice) -> str:
     """The recipe's ``model.backbone``."""
     name, arguments = choice.backbone
     lines = ["  backbone:", f"    class_path: {name}"]
-    return "\n".join(
-        [*lines, f"    init_args: {json.dumps(arguments, ensure_ascii=False)}"] if arguments else lines
-    )
+    return "\n".join([*lines, f"    init_args: {_in_yaml(arguments)}"] if arguments else lines)
 
 
 def influence_part(validation: int) -> str:
@@ -130,10 +155,14 @@ def tell(choice: Choice, recipe: Path, split: Path) -> None:
     """Print what was chosen and why, what was written, and the command that comes next."""
     from rich.text import Text as Plain
 
-    table = Table(title=f"{recipe}", title_justify="left", show_header=False)
+    table = Table(title=Plain(str(recipe)), title_justify="left", show_header=False)
+    for overflow in ("ellipsis", "fold", "fold"):  # paths are longer than lines, and none of them is cut
+        table.add_column(overflow=overflow)  # type: ignore[arg-type]
     for what, value, why in choice.notes:
         table.add_row(Plain(what), Plain(value), Plain(why))
     console = Console(soft_wrap=True)
     console.print(table)
+    for remark in choice.remarks:
+        console.print(f"look at: {remark}", highlight=False, markup=False)
     console.print(f"wrote {recipe} and {split}", highlight=False, markup=False)
-    console.print(f"next: ssl-weighting fit --config {recipe}", highlight=False, markup=False)
+    console.print(f"next: ssl-weighting fit --config {shlex.quote(str(recipe))}", highlight=False, markup=False)

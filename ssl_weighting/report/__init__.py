@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from ssl_weighting.errors import UserError
+from ssl_weighting.files import home_path
 
 
 def main(argv: list[str]) -> int:
@@ -19,7 +19,7 @@ def main(argv: list[str]) -> int:
         The exit status: 0, or 2 if a page could not be drawn; the others are.
     """
     parser = argparse.ArgumentParser(prog="ssl-weighting report", description=__doc__, allow_abbrev=False)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument("runs", nargs="+", type=home_path, metavar="RUN", help="folder of a run")
     options = parser.parse_args(argv)
     from ssl_weighting.report.page import write_page
     from ssl_weighting.runs import Run

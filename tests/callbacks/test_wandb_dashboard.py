@@ -6,7 +6,9 @@ import struct
 import pytest
 import torch
 import yaml
+from jsonargparse import Namespace
 
+from ssl_weighting.callbacks.wandb_dashboard import name_wandb_run
 from ssl_weighting.cli import main
 from ssl_weighting.runs import Run
 
@@ -192,3 +194,12 @@ def test_secrets_in_the_configuration_are_not_saved(tmp_path, monkeypatch):
     assert "with_a_secret.Notify" in (run / "config.yaml").read_text()
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 1
     assert not [path for path in run.rglob("*") if path.is_file() and b"very-secret" in path.read_bytes()]
+
+
+def test_tags_are_as_long_as_wandb_takes(tmp_path):
+    from wandb import Settings
+
+    logger = Namespace(init_args=Namespace(tags=None, name=None))
+    name_wandb_run(logger, tmp_path / "run", "flowers_" * 10, 0)
+    assert logger.init_args.name == "run"
+    assert Settings(run_tags=logger.init_args.tags).run_tags[1] == "seed0"
