@@ -266,7 +266,9 @@ def run(argv: list[str]) -> Path | None:
         if fault is None:
             raise
         if isinstance(fault, UnwritableError) and kept.has_checkpoint:
-            fault = UnwritableError(f"{fault}. Mend that, and ssl-weighting resume {shlex.quote(str(kept.directory))} goes on")
+            fault = UnwritableError(
+                f"{fault}. Mend that, and ssl-weighting resume {shlex.quote(str(kept.directory))} goes on"
+            )
         raise fault from error
     finally:
         if kept.lock is not None:

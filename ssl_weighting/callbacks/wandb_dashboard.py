@@ -19,8 +19,6 @@ from ssl_weighting.redact import without_secrets
 PROJECT = "ssl-weighting"
 COUNT = 16
 """Examples of each kind in a table."""
-LONGEST_TAG = 64
-"""Letters of a tag that W&B takes."""
 EVERY = 5
 """Evaluations between two tables during training."""
 COLUMNS = ("example", "weight", "influence", "updates", "taken for", "confidence", "really")

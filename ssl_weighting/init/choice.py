@@ -165,4 +165,6 @@ def tell(choice: Choice, recipe: Path, split: Path) -> None:
     for remark in choice.remarks:
         console.print(f"look at: {remark}", highlight=False, markup=False)
     console.print(f"wrote {recipe} and {split}", highlight=False, markup=False)
-    console.print(f"next: ssl-weighting fit --config {shlex.quote(str(recipe))}", highlight=False, markup=False)
+    console.print(
+        f"next: ssl-weighting fit --config {shlex.quote(str(recipe))}", highlight=False, markup=False
+    )
