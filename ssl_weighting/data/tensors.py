@@ -5,19 +5,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from ssl_weighting.augment import RandomFlipCrop
-from ssl_weighting.data.base import InMemory, Inputs, Source, SSLData
+from ssl_weighting.data.base import InMemory, Inputs, Source, SSLData, View
 from ssl_weighting.data.duplicates import Contents, of_tensor
 from ssl_weighting.data.files import one_line
 from ssl_weighting.data.labels import class_numbers
 from ssl_weighting.errors import UserError
 
-Examples = tuple[Tensor | Dataset[Any], Any]
+Examples = tuple[Tensor | np.ndarray | Dataset[Any], Any]
 
 
 class DatasetSource:
@@ -58,7 +60,8 @@ class TensorData(SSLData):
     """Training examples that Python has already: a tensor, or any map-style data set, and their labels.
 
     Args:
-        inputs: (n, ...) or a data set of n items. uint8 counts as pixels and becomes float32 in [0, 1].
+        inputs: (n, ...), a tensor, an array, a table of numbers, or a data set of n items. uint8 counts as pixels and
+            becomes float32 in [0, 1].
         labels: (n,) class numbers from 0, as a tensor, an array, a list or a pandas column; −1, NaN or ``None`` where
             unknown: those are the pool. Truth values count as 0 and 1.
         test: Test inputs and their labels, or nothing.
@@ -72,14 +75,15 @@ class TensorData(SSLData):
         kwargs: See :class:`~ssl_weighting.data.base.SSLData`.
 
     Raises:
-        UserError: If numbers of inputs and labels differ, or labels are no class numbers.
+        UserError: If numbers of inputs and labels differ, labels are no class numbers, class names are not one each, or
+            inputs are not finite, sparse, or of other shapes in training and test.
     """
 
     name = "tensors"
 
     def __init__(
         self,
-        inputs: Tensor | Dataset[Any],
+        inputs: Tensor | np.ndarray | Dataset[Any],
         labels: Any,
         test: Examples | None = None,
         class_names: Sequence[str] | None = None,
@@ -98,12 +102,21 @@ class TensorData(SSLData):
                 "and give -1 where unknown"
             )
         self.all_class_names = list(map(str, range(count))) if class_names is None else list(class_names)
+        if len(set(self.all_class_names)) < len(self.all_class_names):
+            raise UserError(
+                f"data.class_names={self.all_class_names}: a name stands there twice; give each class its own"
+            )
+        inputs = _as_tensor("inputs", inputs)
         self.train = _checked("inputs", inputs, labels, len(self.all_class_names))
         if len(self.all_class_names) < 2:
             raise UserError(
                 "data.inputs: the labels hold fewer than 2 classes; give examples of at least 2, numbered from 0"
             )
-        self.test = test if test is None else _checked("test", *test, len(self.all_class_names))
+        self.test = None
+        if test is not None:
+            others = _as_tensor("test", test[0])
+            self.test = _checked("test", others, test[1], len(self.all_class_names))
+            _refuse_other_shapes(inputs, others)
         self.has_test = test is not None
         self.mean, self.std = mean, std
         self.augmentations = MappingProxyType(dict(augmentations or _default_augmentations(inputs)))
@@ -115,9 +128,51 @@ class TensorData(SSLData):
         assert source is not None
         return source
 
+    def view(self, raw: Inputs, steps: View) -> Inputs:
+        """See :class:`~ssl_weighting.data.base.SSLData`."""
+        for step in steps:
+            if isinstance(step, str) and step not in self.augmentations:
+                raise UserError(
+                    f"data.augmentations: model.algorithm wants the view {step!r}, and none is known for these inputs; "
+                    f"give augmentations={{{step!r}: f}}, f a function of a batch. Images whose channels come first, "
+                    "(n, 3, height, width), have a 'weak' one"
+                )
+        return super().view(raw, steps)
+
     def contents(self, source: Source) -> Contents | None:
         """See :class:`~ssl_weighting.data.base.SSLData`: of tensors; the items of a data set are not read for this."""
         return of_tensor(source.inputs, source.labels) if isinstance(source, InMemory) else None
+
+
+def _as_tensor(name: str, inputs: Any) -> Tensor | Dataset[Any]:
+    """Arrays, tables and lists of numbers as a tensor; a tensor or a data set as it is."""
+    numbers = (int, float, list, np.generic, np.ndarray)
+    listed = isinstance(inputs, list | tuple) and len(inputs) > 0 and isinstance(inputs[0], numbers)
+    if isinstance(inputs, Tensor):
+        if inputs.layout != torch.strided:
+            raise UserError(
+                f"data.{name}: the inputs are sparse, which nothing here takes; give inputs.to_dense()"
+            )
+        return inputs
+    if not listed and not hasattr(inputs, "__array__"):
+        return cast("Dataset[Any]", inputs)
+    try:
+        return torch.from_numpy(np.ascontiguousarray(inputs))
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"data.{name}: the inputs are no table of numbers ({one_line(error)[:160]}); give numbers, as many in "
+            "each row"
+        ) from None
+
+
+def _refuse_other_shapes(inputs: Tensor | Dataset[Any], others: Tensor | Dataset[Any]) -> None:
+    if not isinstance(inputs, Tensor) or not isinstance(others, Tensor):
+        return
+    shape, other = tuple(inputs.shape[1:]), tuple(others.shape[1:])
+    if shape != other:
+        raise UserError(
+            f"data.test: its inputs have the shape {other}, and those of training {shape}; give them alike"
+        )
 
 
 def _checked(name: str, inputs: Tensor | Dataset[Any], labels: Any, classes: int) -> Source:

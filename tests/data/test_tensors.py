@@ -1,5 +1,6 @@
 """Tensors and data sets of one's own, trained on from Python with any network."""
 
+import numpy as np
 import pytest
 import torch
 from lightning import Trainer, seed_everything
@@ -36,6 +37,10 @@ class Items(Dataset):
 
     def __getitem__(self, i):
         return self.points[i], "not looked at"
+
+
+def frame(columns):
+    return pytest.importorskip("pandas").DataFrame(columns)
 
 
 def noisy(x):
@@ -164,3 +169,48 @@ def test_items_that_make_no_batch():
     data = TensorData(Unequal(), blobs(90)[1], augmentations={"weak": noisy})
     with pytest.raises(UserError, match=r"data\.inputs: items of the data set make no batch .* of one shape"):
         data.load(train=True).fetch(torch.arange(2))
+
+
+@pytest.mark.parametrize("make", [np.asarray, lambda x: x.double().numpy(), frame, lambda x: x.tolist()])
+def test_arrays_tables_and_lists_are_as_tensors(make):
+    points, labels, _ = blobs(90)
+    data = TensorData(make(points), labels, test=(make(points[:5]), labels[:5]), **arguments())
+    data.setup()
+    data.setup("test")
+    assert torch.equal(data.prepare(data.sets["test"].source.fetch(torch.arange(5))), points[:5])
+    points[3, 0] = torch.nan
+    with pytest.raises(UserError, match=r"1 of 90 rows hold NaN or infinity \(the first: row 3\)"):
+        TensorData(make(points), labels, **arguments())
+
+
+def test_inputs_that_are_no_numbers():
+    points, labels, _ = blobs(90)
+    words = frame({"a": ["x"] * 90})
+    for inputs, message in (
+        (points.to_sparse(), r"give inputs\.to_dense"),
+        (words, r"data\.inputs: the inputs are no table of numbers"),
+        ([[1.0]] * 89 + [[1.0, 2.0]], r"as many in each row"),
+    ):
+        with pytest.raises(UserError, match=message):
+            TensorData(inputs, labels, **arguments())
+
+
+def test_test_inputs_of_another_shape():
+    points, labels, truth = blobs(90)
+    with pytest.raises(
+        UserError, match=r"data\.test: its inputs have the shape \(3,\), and those of training \(4,\)"
+    ):
+        TensorData(points, labels, test=(points[:, :3], truth), **arguments())
+
+
+def test_class_names_are_one_each():
+    points, labels, _ = blobs(90)
+    with pytest.raises(UserError, match="a name stands there twice"):
+        TensorData(points, labels, class_names=["a", "b", "a"], **arguments())
+
+
+def test_a_view_that_is_not_known_says_how_to_give_one():
+    images = torch.zeros(60, 16, 16, 3, dtype=torch.uint8)
+    data = TensorData(images, torch.where(torch.arange(60) < 30, torch.arange(60) % 2, -1), num_validation=4)
+    with pytest.raises(UserError, match=r"augmentations=\{'weak': f\}.*\(n, 3, height, width\)"):
+        data.view(images[:2], ("weak",))
