@@ -13,6 +13,7 @@ import yaml
 
 from ssl_weighting.errors import UserError
 from ssl_weighting.files import home_path
+from ssl_weighting.runs import find_run
 
 KEY = "ssl_weighting"
 """What a checkpoint holds of ours, besides Lightning's."""
@@ -31,24 +32,8 @@ def find_checkpoint(run: str | Path, name: str = "last") -> Path:
     path = home_path(run)
     if path.is_file():
         return path
-    if not path.is_dir():
-        raise UserError(
-            f"RUN={run}: no such folder or file; a run lies in runs/<recipe>/<time>_seed<N>_<id>, fit prints its folder"
-        )
-    for folder in (path, path.parent if path.name == "checkpoints" else path):
-        if (folder / "checkpoints" / f"{name}.ckpt").is_file():
-            return folder / "checkpoints" / f"{name}.ckpt"
-    if (path / "config.yaml").is_file() or (path / "checkpoints").is_dir():
-        raise UserError(f"RUN={run}: has no checkpoints/{name}.ckpt; the run was stopped before it wrote one")
-    inside = sorted(path.glob(f"*/checkpoints/{name}.ckpt"), key=lambda p: -p.stat().st_mtime_ns)
-    if len(inside) == 1:
-        return inside[0]
-    if inside:
-        named = ", ".join(str(p.parents[1]) for p in inside[:3]) + (", ..." if len(inside) > 3 else "")
-        raise UserError(f"RUN={run}: holds {len(inside)} runs; give one of them, the newest first: {named}")
-    deeper = next(iter(sorted(path.glob(f"*/*/checkpoints/{name}.ckpt"))), None)
-    hint = f"; did you mean {deeper.parents[1]}?" if deeper else "; fit prints the folder of its run"
-    raise UserError(f"RUN={run}: neither a run nor a folder that holds one{hint}")
+    folder = path.parent if path.name == "checkpoints" else path
+    return find_run(folder, f"checkpoints/{name}.ckpt") / "checkpoints" / f"{name}.ckpt"
 
 
 @dataclass(frozen=True)

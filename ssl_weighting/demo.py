@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     Args:
         argv: ``--seeds N`` (default 3), ``--runs DIR`` (default ``runs``), ``--processes N``.
     """
-    parser = argparse.ArgumentParser(prog="ssl-weighting demo", description=__doc__)
+    parser = argparse.ArgumentParser(prog="ssl-weighting demo", description=__doc__, allow_abbrev=False)
     parser.add_argument("--seeds", type=int, default=3, help="seeds, and so splits, a method (default 3)")
     parser.add_argument(
         "--runs", type=home_path, default=Path("runs"), help="folder that run folders go into"

@@ -14,6 +14,7 @@ from ssl_weighting.configurations import told
 from ssl_weighting.errors import UserError
 from ssl_weighting.files import home_path
 from ssl_weighting.predictions import check_out, predictions_table, write_beside, write_predictions
+from ssl_weighting.resume import refuse_without_effect, typed_options
 from ssl_weighting.trained import TrainedModel, restored
 
 SETS = ("unlabeled", "validation", "test")
@@ -131,8 +132,11 @@ def _prepared(saved: Saved, asked: Asked, part: str | None) -> TrainedModel:
     if data.split_seed is None:
         data.split_seed = own["seed"]
     kept = saved.run / "split.json" if saved.run else None
-    if kept is not None and kept.is_file():
+    typed = {key: str(new) for key, (_, new) in changes.items()}
+    if "data.split" not in typed_options(asked.overrides) and kept is not None and kept.is_file():
         data.split_file = kept
+        if with_training_data:
+            refuse_without_effect(typed, kept, "give --data.split FILE")
     data.evaluate_test = False
     data.prepare_data()
     data.setup("test" if part == "test" else "validate")
@@ -153,7 +157,9 @@ def _asked(command: str, argv: Sequence[str], own: Sequence[str]) -> Asked | Non
     if not argv or any(word in ("-h", "--help") for word in argv):
         print(HELP[command] + MORE)
         return None
-    runs, options, overrides = [], {}, []
+    runs: list[str] = []
+    options: dict[str, str] = {}
+    overrides: list[str] = []
     words = iter(argv)
     for word in words:
         if not word.startswith("--"):
@@ -165,6 +171,8 @@ def _asked(command: str, argv: Sequence[str], own: Sequence[str]) -> Asked | Non
             if found is None:
                 raise UserError(f"--{key}: a value has to follow; `ssl-weighting {command} --help`")
             value = found
+        if key in options:
+            raise UserError(f"--{key} {value}: given before, as {options[key]}; give it once")
         if key in own:
             options[key] = value
         elif key.startswith(("data.", "model.")) or key in ("data", "model"):

@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 
 from ssl_weighting.algorithms.base import Algorithm, Context, Labeled, Model, Unlabeled, View, supervised_term
 from ssl_weighting.backbones.base import Backbone, Classifier
-from ssl_weighting.data.base import Examples, SSLData
+from ssl_weighting.data.base import NO_TRAINER_PREDICT, Examples, SSLData
 from ssl_weighting.data.split import Split
 from ssl_weighting.distributed import all_objects, all_processes, averaged, process_count
 from ssl_weighting.ema import MovingAverage
@@ -671,6 +671,14 @@ class SSLModule(LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log error and loss."""
         self._log_evaluation()
+
+    def predict_step(self, *_: Any) -> None:
+        """Not by Lightning's ``Trainer.predict``, which has no way to name the examples.
+
+        Raises:
+            UserError: Naming the way.
+        """
+        raise UserError(NO_TRAINER_PREDICT)
 
     def probabilities(self, inputs: Any) -> Tensor:
         """Class probabilities (B, C) of the averaged θ, for inputs as the data module's ``view`` gives them."""

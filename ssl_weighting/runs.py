@@ -41,28 +41,54 @@ class WeightHistory:
     counts: np.ndarray
 
 
+def find_run(given: Path, holds: str = "config.yaml") -> Path:
+    """The folder of a run.
+
+    Args:
+        given: The folder itself, or one that holds a single run, such as ``runs/<recipe>``.
+        holds: What tells a run by: a file in its folder.
+
+    Raises:
+        UserError: If there is none, or several; names what to give.
+    """
+    if not given.is_dir():
+        raise UserError(
+            f"RUN={given}: no such folder or file; a run lies in runs/<recipe>/<time>_seed<N>_<id>, fit prints its folder"
+        )
+    if (given / holds).is_file():
+        return given
+    if (given / "config.yaml").is_file():
+        raise UserError(f"RUN={given}: has no {holds}; the run was stopped before it wrote one")
+    inside = {path: path.joinpath(holds) for path in given.iterdir() if path.joinpath(holds).is_file()}
+    if len(inside) == 1:
+        return next(iter(inside))
+    if inside:
+        newest = sorted(inside, key=lambda path: inside[path].stat().st_mtime_ns, reverse=True)
+        named = ", ".join(map(str, newest[:3])) + (", ..." if len(newest) > 3 else "")
+        raise UserError(f"RUN={given}: holds {len(inside)} runs; give one of them, the newest first: {named}")
+    deeper = next(iter(sorted(given.glob(f"*/*/{holds}"))), None)
+    hint = (
+        f"did you mean {str(deeper).removesuffix(f'/{holds}')}?"
+        if deeper
+        else "fit prints the folder of its run"
+    )
+    raise UserError(f"RUN={given}: neither a run (it has no {holds}) nor a folder that holds one; {hint}")
+
+
 class Run:
     """What a run left on disk; nothing is written, no code in it is run.
 
     Files are read when they are asked for.
 
     Args:
-        directory: The run's folder, ``runs/<recipe>/<time>_seed<N>_<id>``.
+        directory: The run's folder, ``runs/<recipe>/<time>_seed<N>_<id>``, or one that holds a single run.
 
     Raises:
-        UserError: If it is none. Every property and method raises it for a missing or damaged file.
+        UserError: If there is none. Every property and method raises it for a missing or damaged file.
     """
 
     def __init__(self, directory: Path) -> None:
-        if not directory.is_dir():
-            raise UserError(
-                f"RUN={directory}: no such folder; a run lies in runs/<recipe>/<time>_seed<N>_<id>"
-            )
-        if not (directory / "config.yaml").is_file():
-            inside = next(iter(sorted(directory.glob("*/config.yaml"))), None)
-            hint = f"; did you mean {inside.parent}?" if inside else ""
-            raise UserError(f"RUN={directory}: not the folder of a run, it has no config.yaml{hint}")
-        self.directory = directory.resolve()
+        self.directory = find_run(directory).resolve()
 
     @property
     def name(self) -> str:

@@ -190,5 +190,5 @@ def _load_average(module: SSLModule, saved: Saved) -> None:
     except RuntimeError as error:
         raise UserError(
             f"model.backbone={type(module.model.backbone).__name__}: does not fit the checkpoint {saved.path} "
-            f"({' '.join(str(error).split())[:160]}); leave options of the model out"
+            f"({' '.join(str(error).split())[:160]}); leave --model and --data out"
         ) from None

@@ -52,6 +52,16 @@ def write_imdb(folder: Path) -> None:
         pq.write_table(pa.table({"text": texts, "label": labels, "id": ids}), folder / f"{split}.parquet")
 
 
+def write_films(path: Path, good: str, bad: str) -> None:
+    """A table of 40 short texts, every second one without a label."""
+    rows = [
+        f'"a {word} film, number {i}",{label if i % 2 else ""}'
+        for i in range(20)
+        for word, label in (("good", good), ("bad", bad))
+    ]
+    path.write_text("text,label\n" + "\n".join(rows) + "\n", encoding="utf-8")
+
+
 if __name__ == "__main__":
     for name, write in (("bert", write_bert), ("imdb", write_imdb)):
         target = Path(sys.argv[1]) / name

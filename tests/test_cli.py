@@ -120,9 +120,13 @@ def test_resume_goes_on_in_the_same_folder(tmp_path):
 def test_flags_win_over_the_checkpoint(tmp_path):
     assert fit(tmp_path) == 0
     (run,) = runs(tmp_path)
-    assert fit(tmp_path, "--ckpt_path", "last", "--trainer.max_steps", "11", "--model.weight_lr", "0.5") == 0
+    before = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]["weights.values"]
+    assert fit(tmp_path, "--ckpt_path", "last", "--trainer.max_steps", "11", "--model.weight_lr", "1e-9") == 0
     state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["global_step"] == 11
+    assert yaml.safe_load((run / "config.yaml").read_text())["model"]["weight_lr"] == 1e-9
+    moved = state["state_dict"]["weights.values"] - before
+    assert moved.abs().max() < 1e-6, "Λ moved by the checkpoint's rate"
 
 
 def damaged_split(tmp_path):
@@ -211,9 +215,12 @@ def test_a_checkpoint_of_another_split_or_data_set(finished, tmp_path, capsys):
     checkpoint = str(finished / "checkpoints" / "last.ckpt")
     assert fit(tmp_path, "--ckpt_path", checkpoint, "--data.split_seed", "5") == 2
     assert "data.split_seed=5: has no effect" in capsys.readouterr().err
-    assert main(["validate", checkpoint, "--data.split_seed", "5"]) == 0, "the run's own split decides"
+    assert main(["validate", checkpoint, "--data.split_seed", "5"]) == 2, "the run's own split decides"
+    assert "data.split_seed=5: has no effect" in capsys.readouterr().err
+    assert main(["validate", checkpoint, "--data.split", str(tmp_path / "none.json")]) == 2
+    assert "none.json: no such file" in capsys.readouterr().err
     assert main(["validate", checkpoint, "--data", "Synthetic"]) == 2
-    assert "data.split" in capsys.readouterr().err
+    assert "does not fit the checkpoint" in capsys.readouterr().err
 
 
 def test_a_foreign_checkpoint(tmp_path, capsys):

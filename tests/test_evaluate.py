@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from made_up import write_films
 from PIL import Image
 
 import ssl_weighting
@@ -247,6 +248,7 @@ MISTAKES = {
     "RUN --onn new": "--onn: no such option",
     "RUN other": "2 runs are given",
     "RUN --on": "--on: a value has to follow",
+    "RUN --on new --on pool": "--on pool: given before, as new",
     "RUN --on new --out new.txt": "ends in none of .parquet, .csv",
     "RUN --on new --out f.yaml.csv/x.csv": "no such folder",
     "RUN --on nothing": "--on nothing: no such folder or table",
@@ -303,12 +305,7 @@ def test_arrays_for_a_set_without_files(tiny_run):
 def test_new_texts_need_no_label(tiny_bert, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    rows = [
-        f"a {word} film number {i},{label if i % 2 else ''}"
-        for i in range(20)
-        for word, label in (("good", "up"), ("bad", "down"))
-    ]
-    Path("films.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+    write_films(Path("films.csv"), "up", "down")
     assert main(["init", "--text", "films.csv", "--encoder", str(tiny_bert)]) == 0
     assert main(["fit", "--config", "films.yaml", *BUDGET]) == 0
     Path("films.csv").unlink()

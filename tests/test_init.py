@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from made_up import write_films
 from PIL import Image
 
 from ssl_weighting.cli import main
@@ -196,12 +197,7 @@ def test_steps_fit_into_the_time(here, monkeypatch):
 
 def test_texts_to_predictions(here, tiny_bert, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(here / "cache"))
-    rows = [
-        f'"a {word} film, number {i}",{label if i % 2 else ""}'
-        for i in range(20)
-        for word, label in (("good", "up: yes"), ("bad", "down"))
-    ]
-    Path("films.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+    write_films(Path("films.csv"), "up: yes", "down")
     assert main(["init", "--text", "films.csv", "--encoder", str(tiny_bert)]) == 0
     assert main(["fit", "--config", "films.yaml", *BUDGET]) == 0
     assert main(["predict", "runs/films"]) == 0

@@ -58,7 +58,8 @@ def refused(action, pattern):
 def test_folders_that_are_no_run(tiny_run, tmp_path):
     refused(lambda: Run(tmp_path / "nowhere"), "no such folder")
     refused(lambda: Run(tmp_path), "no config.yaml")
-    refused(lambda: Run(tiny_run.parent), f"did you mean .*{tiny_run.name}")
+    assert Run(tiny_run.parent).directory == tiny_run.resolve(), "the only run that it holds"
+    refused(lambda: Run(tiny_run.parents[1]), f"did you mean .*{tiny_run.name}")
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ def run(pool: str, seed: int) -> list[list[str]]:
 def main() -> None:
     """Print the table and write the CSV."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--out", type=Path)

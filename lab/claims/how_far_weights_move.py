@@ -64,7 +64,7 @@ def moved(schedule: Schedule, correction: BiasCorrection, influence: str) -> dic
 def main() -> None:
     """See the head of this file."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, help="CSV")
     options = parser.parse_args()

@@ -80,7 +80,7 @@ def _hessian(objective: Objective, theta: Tensor) -> Tensor:
 def main() -> None:
     """Print both correlations."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--examples", type=int, default=100)
     parser.add_argument("--json")

@@ -140,7 +140,7 @@ def main() -> int:
     """Kill, resume, compare; returns 1 if anything failed or differs."""
     argv = sys.argv[1:]
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--recipe", action="append", required=True)
     parser.add_argument("--kills", action="append", type=int, required=True, help="one for each recipe")

@@ -81,7 +81,7 @@ def lambda_part(sizes: list[int], rounds: int) -> list[dict[str, float]]:
 def main() -> None:
     """Print all figures."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--sizes", type=int, nargs="+", default=[10**5, 10**8])
     parser.add_argument("--rounds", type=int, default=300)

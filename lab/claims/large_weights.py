@@ -86,7 +86,7 @@ def measure(size: int, steps: int, folder: Path, filled: bool, storage: str) -> 
 def main() -> int:
     """Measure every size; prints a row each."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--sizes", default="100000,10000000,1000000000")
     parser.add_argument("--steps", type=int, default=600)

@@ -404,7 +404,7 @@ def try_out(kind: str, folder: Path, options: argparse.Namespace) -> None:
 def main() -> None:
     """See the head of this file."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", choices=("images", "text"), help="default: both")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))

@@ -94,7 +94,7 @@ def run(root: str, solver: str, options: list[str]) -> dict[str, Any]:
 def main() -> None:
     """Run them all and print a table."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--root", required=True)
     parser.add_argument("--json", type=Path)

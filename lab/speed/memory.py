@@ -40,7 +40,7 @@ class _Watch(Callback):
 
 def main(argv: list[str]) -> int:
     """Run ``python -m lab bench memory`` with its options. Returns the exit status."""
-    parser = argparse.ArgumentParser("python -m lab bench memory", description=__doc__)
+    parser = argparse.ArgumentParser("python -m lab bench memory", description=__doc__, allow_abbrev=False)
     parser.add_argument("--steps", type=int, default=5000, help="θ steps, default 5000")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", metavar="FILE", help="write the results there as well")

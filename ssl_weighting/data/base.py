@@ -23,6 +23,10 @@ from ssl_weighting.data.split import Split, make_split, read_split
 from ssl_weighting.errors import DataWarning, UserError
 from ssl_weighting.files import home_path
 
+NO_TRAINER_PREDICT = (
+    "Trainer.predict: use ssl_weighting.load(RUN), or ssl_weighting.trained.TrainedModel(module, data) in the process "
+    "that trained, and its predict(examples)"
+)
 Inputs = Any
 View = Sequence[str | Callable[[Tensor], Tensor]]
 
@@ -515,6 +519,14 @@ class SSLData(LightningDataModule, ABC):
     def val_dataloader(self) -> list[DataLoader[Examples]]:
         """The validation set, and the test set if its error is to be followed."""
         return [self.in_order("validation"), *([self.in_order("test")] if self.evaluate_test else [])]
+
+    def predict_dataloader(self) -> Any:
+        """Not by Lightning's ``Trainer.predict``.
+
+        Raises:
+            UserError: Naming the way.
+        """
+        raise UserError(NO_TRAINER_PREDICT)
 
     def test_dataloader(self) -> DataLoader[Examples]:
         """The test set, known classes only."""

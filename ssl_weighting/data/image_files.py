@@ -263,19 +263,20 @@ def _of_folder(where: Path, key: str, without: tuple[Path, ...], notes: list[str
 
 
 def _of_table(where: Path, key: str, paths: str, labels: str) -> list[NamedImage]:
-    if table_ending(where) is None:
-        kind = (
-            f"not a folder, nor a table ({', '.join(TABLES)})"
-            if where.exists()
-            else "no such folder or table"
-        )
-        raise UserError(f"{key}={where}: {kind}")
+    _require_table(where, f"{key}={where}")
     mend = "name yours with --data.path_column and --data.label_column"
     table = read_table(str(where), key.removeprefix("data."), paths, labels, mend)
     return [
         NamedImage(str(_existing(path, where, key)), path, class_name(label or ""))
         for path, label in zip(table[paths].to_pylist(), table[labels].to_pylist(), strict=True)
     ]
+
+
+def _require_table(where: Path, what: str) -> None:
+    if table_ending(where) is not None:
+        return
+    kind = f"not a folder, nor a table ({', '.join(TABLES)})" if where.exists() else "no such folder or table"
+    raise UserError(f"{what}: {kind}")
 
 
 def listed(where: Path, key: str, column: str) -> list[ImageFile]:
@@ -289,13 +290,7 @@ def listed(where: Path, key: str, column: str) -> list[ImageFile]:
     Raises:
         UserError: If there is no such table or column, or a file is not there.
     """
-    if table_ending(where) is None:
-        kind = (
-            f"not a folder, nor a table ({', '.join(TABLES)})"
-            if where.exists()
-            else "no such folder or table"
-        )
-        raise UserError(f"{key} {where}: {kind}")
+    _require_table(where, f"{key} {where}")
     wanted = Column(column, "name the column of the paths with --data.path_column")
     (paths,) = read_columns(where, f"{key} {where}", (wanted,))
     if not len(paths):

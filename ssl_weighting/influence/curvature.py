@@ -62,7 +62,7 @@ class CurvatureOperator:
         parameters: θ in scope, detached.
         batches: The training loss, as weighted sums.
         curvature: Which H.
-        damping: δ.
+        damping: δ, a number or one for each parameter, (P,).
         chunk_size: Examples at a time; the graph is then built anew for every product. 0: all at once, and
             the graph is kept as long as the operator.
     """
@@ -73,12 +73,12 @@ class CurvatureOperator:
         parameters: Mapping[str, Tensor],
         batches: list[Batch],
         curvature: str,
-        damping: float,
+        damping: float | Tensor,
         chunk_size: int = 0,
     ) -> None:
         self.network, self.batches = network, batches
         self.theta = {name: p.detach().clone().requires_grad_() for name, p in parameters.items()}
-        self.damping: float | Tensor = damping
+        self.damping = damping
         self._build = self._gauss_newton if curvature == "ggn" else self._hessian
         self.chunk_size = chunk_size
         self._kept: list[Product] | None = None

@@ -53,9 +53,7 @@ class Problem:
 
     def operator(self, curvature: str, damping: float) -> CurvatureOperator:
         """H + δ of the training loss, in the metric of :meth:`metric`."""
-        operator = self.operator_of(self.objective, curvature, damping)
-        operator.damping = damping * self.metric()
-        return operator
+        return self.operator_of(self.objective, curvature, damping * self.metric())
 
     def metric(self) -> Tensor:
         """What the unit of damping is worth for each parameter, (P,): 2 for a head whose one output makes two logits.
@@ -77,7 +75,7 @@ class Problem:
         self,
         objective: Objective,
         curvature: str,
-        damping: float,
+        damping: float | Tensor,
         parameters: Mapping[str, Tensor] | None = None,
     ) -> CurvatureOperator:
         """H + δ of any objective, at any θ."""

@@ -132,10 +132,11 @@ def test_training_from_python(tmp_path):
     weights = module.weights.values
     assert weights.shape == (data.num_unlabeled,)
     assert (weights != 1).any()
+    error = float(trainer.callback_metrics["test/error"])
+    with pytest.raises(UserError, match=r"TrainedModel\(module, data\)"):
+        trainer.predict(module, data)
     found = TrainedModel(module, data, "cpu").probabilities(test_inputs)
-    assert (found.argmax(-1) != test_labels.numpy()).mean() == pytest.approx(
-        float(trainer.callback_metrics["test/error"])
-    )
+    assert (found.argmax(-1) != test_labels.numpy()).mean() == pytest.approx(error)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
