@@ -45,7 +45,7 @@ def _recorded(solver, c):
     return solver
 
 
-@pytest.mark.parametrize(("solver", "options"), _variants())
+@pytest.mark.parametrize(("solver", "options"), list(_variants()))
 @pytest.mark.parametrize("where", ["validation", "unlabelled"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_not_finite_is_called_so(case, solver, options, where, value):
@@ -112,7 +112,7 @@ def test_the_family_is_complete():
 
 
 @pytest.mark.parametrize("kind", ["mlp", "conv", "transformer"])
-@pytest.mark.parametrize(("solver", "options"), _variants())
+@pytest.mark.parametrize(("solver", "options"), list(_variants()))
 def test_contract(case, solver, options, kind):
     c = case(kind)
     c.network.train()
@@ -131,7 +131,7 @@ def test_contract(case, solver, options, kind):
     assert all(torch.equal(t, before[n]) for n, t in c.network.state_dict().items())
 
 
-@pytest.mark.parametrize(("solver", "options"), _variants())
+@pytest.mark.parametrize(("solver", "options"), list(_variants()))
 def test_masked_examples_have_influence_but_no_curvature(case, solver, options):
     """ℓ_u is unmasked; and what is masked plays no part in the Hessian."""
     c = case("mlp")
@@ -153,7 +153,7 @@ def test_curvature_is_an_option(case, name):
     assert all(torch.isfinite(i).all() for i in _recorded(solver, c)(c.network, c.objective, c.validation))
 
 
-@pytest.mark.parametrize(("solver", "options"), _variants())
+@pytest.mark.parametrize(("solver", "options"), list(_variants()))
 def test_bfloat16_features_of_autocast_are_taken(case, solver, options):
     c = case("mlp")
     c.network.float()

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
+from lab import speed
 from lab.speed import influence, per_example_gradient
 from lab.speed.timing import Options, medians, parse, peaks
-from ssl_weighting import bench
 from ssl_weighting.errors import UserError
 
 TINY = Options("wrn-10-1", 4, 6, 4, rounds=1, float64_examples=3, memory=False)
@@ -77,8 +77,8 @@ def test_memory_is_that_of_the_call():
 
 
 def test_command_line(capsys):
-    assert bench.main([]) == 2
-    assert bench.main(["--help"]) == 0
+    assert speed.main([]) == 2
+    assert speed.main(["--help"]) == 0
     assert "per-example-gradient" in capsys.readouterr().out
     options = parse("bench", "", ["--quick", "--rounds", "2", "--device", "cpu"])
     assert (options.network, options.rounds, options.device) == ("wrn-10-1", 2, "cpu")
