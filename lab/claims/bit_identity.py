@@ -35,7 +35,7 @@ from ssl_weighting.algorithms.uda import UDA
 from ssl_weighting.augment import CTAugment
 from ssl_weighting.backbones.conv import SmallConvNet
 from ssl_weighting.data.tensors import TensorData
-from ssl_weighting.influence import Influence
+from ssl_weighting.influence import ExactLastLayer, Influence
 from ssl_weighting.influence.conjugate_gradient import ConjugateGradient
 from ssl_weighting.influence.identity import Identity
 from ssl_weighting.influence.truncated_unroll import TruncatedUnroll
@@ -49,7 +49,8 @@ Case = dict[str, Any]
 
 def module(classes: int, case: Case) -> SSLModule:
     """The module of a run, from options by the names that :func:`cases` gives them."""
-    options = {"algorithm": UDA(threshold=0.3), "inner_steps": 2, "ema_decay": 0.9, "weight_lr": 0.05} | case
+    options = {"algorithm": UDA(threshold=0.3), "inner_steps": 2, "ema_decay": 0.9, "weight_lr": 0.05}
+    options |= {"influence": ExactLastLayer(damping=10.0)} | case
     return SSLModule(classes, SmallConvNet(3, (4, 6)), **options)
 
 
@@ -99,10 +100,8 @@ def sure(method: type) -> Algorithm:
 
 
 def solver(kind: type) -> Influence:
-    """A solver that three classes and a tiny network suffice for."""
-    options: dict[str, Any] = {}
-    if kind.__name__ == "ExactLastLayer":
-        options = {"damping": 0.1}
+    """A solver with as much damping as examples that disagree ask for."""
+    options = {"damping": 10.0} if kind is ExactLastLayer else {}
     made: Influence = kind(**options)
     return made
 
