@@ -63,7 +63,7 @@ def agreed(name: str, decide: Callable[[], str]) -> str:
 
 
 def locked(directory: Path) -> int:
-    """Take a run's folder for this process until the descriptor is closed, or the process ends in whatever way.
+    """Take a run's folder for this process until :func:`release`, or until the process ends in whatever way.
 
     Raises:
         UserError: If another process trains there.
@@ -76,16 +76,26 @@ def locked(directory: Path) -> int:
         raise UserError(
             f"{directory}: another process trains in this folder; wait until it is done, or start a new run with fit"
         ) from None
-    # A data worker that outlives a killed run by some seconds must not hold the lock.
-    os.register_at_fork(after_in_child=lambda: _close(descriptor))
+    _held.add(descriptor)
     return descriptor
 
 
-def _close(descriptor: int) -> None:
-    try:
-        os.close(descriptor)
-    except OSError:  # the run was over before the fork
-        return
+def release(descriptor: int) -> None:
+    """Give back what :func:`locked` took."""
+    _held.discard(descriptor)  # its number is another file's from now on
+    os.close(descriptor)
+
+
+_held: set[int] = set()
+
+
+def _release_all() -> None:
+    for descriptor in list(_held):
+        release(descriptor)
+
+
+# A data worker that outlives a killed run by some seconds must not hold the lock.
+os.register_at_fork(after_in_child=_release_all)
 
 
 def check_strategy(strategy: Any) -> None:

@@ -36,7 +36,7 @@ from ssl_weighting.dashboard import has_wandb_key
 from ssl_weighting.data import SSLData
 from ssl_weighting.errors import UnwritableError, UserError
 from ssl_weighting.files import check_utf8, home_path
-from ssl_weighting.launch import agreed, explained, is_first_process, locked, on_one_line
+from ssl_weighting.launch import agreed, explained, is_first_process, locked, on_one_line, release
 from ssl_weighting.module import SSLModule
 from ssl_weighting.parser import Parser
 from ssl_weighting.precision import settled_precision
@@ -272,7 +272,7 @@ def run(argv: list[str]) -> Path | None:
         raise fault from error
     finally:
         if kept.lock is not None:
-            os.close(kept.lock)
+            release(kept.lock)
     return kept.directory
 
 

@@ -19,7 +19,7 @@ from ssl_weighting.callbacks import RunFiles
 from ssl_weighting.cli import main
 from ssl_weighting.errors import LocalError, NonFiniteError, UserError
 from ssl_weighting.files import whole_file
-from ssl_weighting.launch import explained
+from ssl_weighting.launch import explained, locked, release
 from ssl_weighting.row_file import RowFile
 from ssl_weighting.weights import row_defaults
 
@@ -422,3 +422,29 @@ def test_a_run_with_weights_on_disk_resumes_exactly(whole, tmp_path, capsys, mon
     assert "only the last checkpoint can be gone on from" in one_line(capsys.readouterr().err)
     checkpoint = str(run_of(tmp_path / "killed") / "checkpoints" / "last.ckpt")
     assert main(["test", checkpoint]) == 0
+
+
+def test_a_fork_after_a_run_closes_nothing_of_others(tmp_path):
+    descriptor = locked(tmp_path)
+    release(descriptor)
+    with open(tmp_path / "other", "w") as other:
+        assert other.fileno() == descriptor, "the number was not given out again"
+        child = os.fork()
+        if not child:
+            os._exit(0 if Path(f"/proc/self/fd/{descriptor}").exists() else 1)
+        assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_fork_does_not_hold_the_lock_of_a_run(tmp_path):
+    descriptor = locked(tmp_path)
+    there, started = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(started, b".")
+        time.sleep(60)
+        os._exit(0)
+    os.read(there, 1)
+    release(descriptor)
+    release(locked(tmp_path))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
