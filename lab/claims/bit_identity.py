@@ -21,6 +21,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ Case = dict[str, Any]
 
 def module(classes: int, case: Case) -> SSLModule:
     """The module of a run, from options by the names that :func:`cases` gives them."""
-    options = {"algorithm": UDA(threshold=0.3), "inner_steps": 2, "ema_decay": 0.9, "weight_lr": 0.05}
+    options: Case = {"algorithm": UDA(threshold=0.3), "inner_steps": 2, "ema_decay": 0.9, "weight_lr": 0.05}
     options |= {"influence": ExactLastLayer(damping=10.0)} | case
     return SSLModule(classes, SmallConvNet(3, (4, 6)), **options)
 
@@ -88,7 +89,9 @@ def save(trainer: Trainer, trained: SSLModule, path: Path) -> None:
 
 def subclasses(kind: type) -> list[type]:
     """The package's own plug-ins of a kind, by name."""
-    below = {c for s in kind.__subclasses__() for c in {s, *subclasses(s)}}
+    below: set[type] = set()
+    for direct in kind.__subclasses__():
+        below |= {direct, *subclasses(direct)}
     return sorted((c for c in below if not c.__abstractmethods__), key=lambda c: c.__name__)  # type: ignore[attr-defined]
 
 
@@ -99,20 +102,24 @@ def sure(method: type) -> Algorithm:
     return made
 
 
-def solver(kind: type) -> Influence:
-    """A solver with as much damping as examples that disagree ask for."""
+def of_method(method: type) -> Case:
+    """With a method."""
+    return {"algorithm": sure(method)}
+
+
+def of_solver(kind: type) -> Case:
+    """With a solver, and as much damping as examples that disagree ask for."""
     options = {"damping": 10.0} if kind is ExactLastLayer else {}
-    made: Influence = kind(**options)
-    return made
+    return {"influence": kind(**options)}
 
 
 def cases() -> dict[str, Callable[[], Case]]:
     """Every run by its name: the arguments of :func:`run`."""
     found: dict[str, Callable[[], Case]] = {}
     for method in subclasses(Algorithm):
-        found[f"method {method.__name__}"] = lambda m=method: {"algorithm": sure(m)}  # type: ignore[misc]
+        found[f"method {method.__name__}"] = partial(of_method, method)
     for kind in subclasses(Influence):
-        found[f"solver {kind.__name__}"] = lambda k=kind: {"influence": solver(k)}  # type: ignore[misc]
+        found[f"solver {kind.__name__}"] = partial(of_solver, kind)
     options: dict[str, Case] = {
         "two classes": {"classes": 2},
         "plain head": {"classes": 2, "symmetric_binary_head": False},
@@ -138,7 +145,7 @@ def cases() -> dict[str, Callable[[], Case]]:
         "64-true": {"precision": "64-true"},
     }
     for name, given in options.items():
-        found[f"option {name}"] = lambda g=given: g  # type: ignore[misc]
+        found[f"option {name}"] = partial(dict, given)
     found |= {
         "option labeled_augmentation": lambda: {"labeled_augmentation": [nn.Dropout(0.1)]},
         "option CTAugment": lambda: {"algorithm": FixMatch(threshold=0.3, strong=[CTAugment()])},
@@ -150,7 +157,7 @@ def cases() -> dict[str, Callable[[], Case]]:
         "resume unroll": lambda: {"stop_at": 6, "influence": TruncatedUnroll()},
     }
     for storage in ("memory", "sharded", "disk"):
-        found[f"two processes {storage}"] = lambda s=storage: {"world": 2, "weight_storage": s}  # type: ignore[misc]
+        found[f"two processes {storage}"] = partial(dict, world=2, weight_storage=storage)
     found["two processes single"] = lambda: {"world": 2, "weighting": "single"}
     return found
 
