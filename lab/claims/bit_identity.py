@@ -90,7 +90,8 @@ def save(trainer: Trainer, trained: SSLModule, path: Path) -> None:
 def subclasses(kind: type) -> list[type]:
     """The package's own plug-ins of a kind, by name."""
     below: set[type] = set()
-    for direct in kind.__subclasses__():
+    found: list[type] = type.__subclasses__(kind)
+    for direct in found:
         below |= {direct, *subclasses(direct)}
     return sorted((c for c in below if not c.__abstractmethods__), key=lambda c: c.__name__)  # type: ignore[attr-defined]
 
