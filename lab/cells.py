@@ -87,7 +87,7 @@ def read_study(path: Path, more: dict[str, Any] | None = None) -> Study:
         recipe: digits_uda              # every run starts from it; an arm or a level may name another
         fixed: {trainer.max_steps: 400}
         arms:                           # the rows of the table
-          fixed: {model.weighting: fixed}
+          fixed: {model.weighting.kind: fixed}
           per_example: {}
         factors:                        # optional; all combinations are run
           data.num_labeled: [10, 20]    # either an option and its values,

@@ -175,7 +175,7 @@ def _number(text: str) -> float | str:
 def _of_folder(folder: Path) -> Record:
     config = dict(Run(folder).config)
     algorithm = config["model"]["algorithm"]["class_path"].rpartition(".")[2]
-    weighting = config["model"]["weighting"]
+    weighting = config["model"]["weighting"]["kind"]
     arm = algorithm if algorithm == "Supervised" else f"{algorithm} {weighting}"
     seed = int(config.pop("seed_everything"))
     config.pop("runs", None)

@@ -21,7 +21,7 @@ PLUGINS: dict[str, type] = {
     "model.algorithm": Algorithm,
     "model.backbone": Backbone,
     "model.influence": Influence,
-    "model.optimizer": Optimizer,
+    "model.theta.optimizer": Optimizer,
     "model.labeled_augmentation": nn.Module,
     "trainer.logger": Logger,
     "trainer.callbacks": Callback,

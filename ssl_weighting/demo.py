@@ -19,8 +19,8 @@ from ssl_weighting.files import home_path
 from ssl_weighting.threads import free_cores
 
 METHODS: dict[str, list[str]] = {
-    "supervised": ["--model.algorithm", "Supervised", "--model.weighting", "fixed"],
-    "fixed λ = 1": ["--model.weighting", "fixed", "--model.weight_init", "1"],
+    "supervised": ["--model.algorithm", "Supervised", "--model.weighting.kind", "fixed"],
+    "fixed λ = 1": ["--model.weighting.kind", "fixed", "--model.weighting.init", "1"],
     "per-example λ": [],
 }
 RECIPE = "demo"

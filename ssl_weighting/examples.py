@@ -14,7 +14,8 @@ from torch import Tensor
 from ssl_weighting.data.image_pixels import as_image
 
 if TYPE_CHECKING:
-    from ssl_weighting.data.base import Source, SSLData
+    from ssl_weighting.data.module import SSLData
+    from ssl_weighting.data.source import Source
 
 LARGEST_SIDE = 240
 """Pixels of a picture's longer side; larger ones are made smaller."""
@@ -104,7 +105,7 @@ def none_stands_out(kind: str, weights: pa.Table, initial: float) -> str:
 
 
 class Pictured(Protocol):
-    """A :class:`~ssl_weighting.data.base.Source` of image files, of which the network sees less than a person would."""
+    """A :class:`~ssl_weighting.data.source.Source` of image files, of which the network sees less than a person would."""
 
     folder: str
     """The folder that the files lie in; empty if they have none in common."""

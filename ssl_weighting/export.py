@@ -23,7 +23,7 @@ from ssl_weighting.files import home_path, whole_file
 from ssl_weighting.runs import Run
 
 if TYPE_CHECKING:
-    from ssl_weighting.data.base import SSLData
+    from ssl_weighting.data.module import SSLData
 
 
 def main(argv: list[str]) -> int:

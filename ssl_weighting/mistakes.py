@@ -22,8 +22,9 @@ from ssl_weighting.trainer_options import OPTIONS
 
 FIRST = ("trainer.max_steps", "trainer.max_epochs", "trainer.devices", "seed_everything", "runs", "config")
 ELSEWHERE = {
-    "learning_rate": "model.optimizer.lr",
-    "model.learning_rate": "model.optimizer.lr",
+    "lr": "model.theta.optimizer.lr",
+    "learning_rate": "model.theta.optimizer.lr",
+    "model.learning_rate": "model.theta.optimizer.lr",
     "dataset": "data",
     "gpus": "trainer.devices",
     "trainer.gpus": "trainer.devices",
@@ -36,6 +37,27 @@ ELSEWHERE = {
     "checkpoint_path": "ckpt_path",
 }
 """What other programs call an option."""
+MOVED = {
+    "weighting": "weighting.kind",
+    "inner_steps": "weighting.inner_steps",
+    "warmup_steps": "weighting.warmup_steps",
+    "weight_lr": "weighting.lr",
+    "weight_optimizer": "weighting.optimizer",
+    "bias_correction": "weighting.bias_correction",
+    "weight_init": "weighting.init",
+    "weight_bounds": "weighting.bounds",
+    "update_masked": "weighting.update_masked",
+    "weight_storage": "weighting.storage",
+    "influence_batchnorm": "weighting.batchnorm",
+    "optimizer": "theta.optimizer",
+    "decay_all": "theta.decay_all",
+    "schedule": "theta.schedule",
+    "lr_warmup_steps": "theta.lr_warmup_steps",
+    "clip_norm": "theta.clip_norm",
+    "accumulate": "theta.accumulate",
+    "ema_decay": "theta.ema_decay",
+}
+"""Where options of ``model`` went when they were grouped."""
 NEEDED = ("data", "model.algorithm", "model.backbone")
 NO_RECIPE = (
     "--config: missing; give a recipe's name (`ssl-weighting recipes` lists them) or path; "
@@ -151,6 +173,8 @@ def _unknown_option(key: str, place: Place) -> str:
 def _known(key: str, place: Place) -> str:
     if key in ELSEWHERE:
         return f"did you mean {ELSEWHERE[key]}?"
+    if (moved := _moved(key)) is not None:
+        return f"it is {moved} now"
     keys = [action.dest for action in place.actions if action.option_strings and action.dest != "help"]
     refused = {f"trainer.{name}" for name, option in OPTIONS.items() if not option.value}
     keys = [key for key in keys if not key.endswith(".help") and key not in refused]
@@ -171,6 +195,13 @@ def _known(key: str, place: Place) -> str:
     if "." in key and group not in groups:
         return f"there are {', '.join(sorted(groups))}"
     return _or_all(_meant(key, keys, list(plugin_keys)))
+
+
+def _moved(key: str) -> str | None:
+    """The key that an option of earlier versions has now."""
+    group, _, rest = key.partition(".")
+    name, dot, inner = rest.partition(".")
+    return f"model.{MOVED[name]}{dot}{inner}" if group == "model" and name in MOVED else None
 
 
 def _or_all(meant: list[str]) -> str:
@@ -250,6 +281,8 @@ def _wrong_value(found: re.Match[str], place: Place) -> str:
         if key in NEEDED and "config" not in _given(place):
             return NO_RECIPE
         return _of_which(key, nested[1], base)
+    if place.full(key) == "model.weighting" and (one := re.search(r"Unable to load config '(\w+)'", text)):
+        return f"model.weighting={one[1]}: it is model.weighting.kind now"
     if "Unable to load config" in text:
         return _wrong_group(found, place)
     inner = re.findall(r"(?:Got value: |Given value: |import path string: )(.*?)(?: - Expected.*)?$", text)

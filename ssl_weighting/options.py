@@ -32,11 +32,11 @@ NAMED = {
     "model.backbone": "the network",
     "model.algorithm": "the method of semi-supervised learning",
     "model.influence": "how an example's influence is approximated",
-    "model.optimizer": "θ's optimiser",
+    "model.theta.optimizer": "θ's optimiser",
     "model.labeled_augmentation": "augmentations of labelled examples on top of the method's own",
     "data": "the data set",
 }
-MODEL_FIRST = ("model.algorithm", "model.backbone", "model.influence", "model.optimizer")
+MODEL_FIRST = ("model.algorithm", "model.backbone", "model.influence", "model.theta.optimizer")
 
 
 def options_page(parser: ArgumentParser) -> str:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from ssl_weighting.data.split import Split
 from ssl_weighting.errors import UserError
 
 OPTIONS_OF = {
@@ -16,13 +15,23 @@ OPTIONS_OF = {
     "ema": "model.backbone",
     "algorithm": "model.algorithm",
     "labeled_augmentation": "model.labeled_augmentation",
-    "weights": "model.weighting",
-    "record": "data",
+    "weighting.weights": "model.weighting.kind",
+    "weighting.stats": "data",
 }
 """The option that decides on what a part of the state holds."""
 
 
-BEGUN = ("num_classes", "weight_init", "weight_storage", "accumulate", "decay_all", "symmetric_binary_head")
+FORMAT = 2
+"""Of what a checkpoint holds of this program; raised when a name or a meaning in it changes."""
+
+BEGUN = (
+    "num_classes",
+    "symmetric_binary_head",
+    "weighting.init",
+    "weighting.storage",
+    "theta.accumulate",
+    "theta.decay_all",
+)
 """Options of the module that a run is begun with once and for all."""
 
 
@@ -51,6 +60,60 @@ def take_options(checkpoint: dict[str, Any], options: list[dict[str, Any]], sche
     rates["_last_lr"] = [group["lr"] for group in groups]
 
 
+def check_format(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint holds of this program.
+
+    Raises:
+        UserError: If it was not written by this program, or by an earlier version.
+    """
+    if "ssl_weighting" not in checkpoint:
+        raise UserError(
+            "ckpt_path: this checkpoint was not written by this program; give the folder of a run"
+        )
+    saved: dict[str, Any] = checkpoint["ssl_weighting"]
+    if saved.get("format") != FORMAT:
+        raise UserError(
+            "ckpt_path: an earlier version of this program wrote this checkpoint, and it cannot go on; start a new run"
+        )
+    return saved
+
+
+def check_data(saved: dict[str, Any], split: Split) -> None:
+    """Refuse a checkpoint of another data set, or of another split of it.
+
+    Raises:
+        UserError: Naming what to give.
+    """
+    if saved["data_set"] != split.data_set:
+        raise UserError(
+            f"data: the run was trained on {saved['data_set']}, but data is {split.data_set}; "
+            "leave options of data out"
+        )
+    if saved["split_sha256"] != split.sha256():
+        raise UserError(
+            "data: the run was trained on another split of the data; give its own with --data.split RUN/split.json"
+        )
+
+
+def check_processes(saved: dict[str, Any], processes: int) -> None:
+    """Refuse another number of processes than an influence remembers the batches of.
+
+    Raises:
+        UserError: With both numbers.
+    """
+    if saved["influence"] is not None and saved["processes"] != processes:
+        raise UserError(
+            f"trainer.devices: the checkpoint's influence remembers the batches of {saved['processes']} processes, but "
+            f"{processes} are running; go on with as many"
+        )
+
+
+def influence_state(saved: dict[str, Any], rank: int) -> Any:
+    """What a checkpoint kept of a process's influence."""
+    several = saved["influence"] is not None and saved["processes"] > 1
+    return saved["influence"][rank] if several else saved["influence"]
+
+
 def check_begun(saved: dict[str, Any], now: dict[str, Any]) -> None:
     """Refuse what cannot change within a run.
 
@@ -61,10 +124,6 @@ def check_begun(saved: dict[str, Any], now: dict[str, Any]) -> None:
     Raises:
         UserError: Naming the option.
     """
-    if "begun" not in saved:
-        raise UserError(
-            "ckpt_path: an earlier version of this program wrote this checkpoint, and it cannot go on; start a new run"
-        )
     for name, value in now.items():
         was = saved["begun"][name]
         if was != value:
@@ -87,8 +146,8 @@ def check_optimizer(saved: dict[str, Any], optimizer: Optimizer) -> None:
     name = type(optimizer).__name__
     if saved["optimizer"] != name:
         raise UserError(
-            f"model.optimizer={name}: the run was begun with {saved['optimizer']}, whose moments are not {name}'s; leave "
-            "it out, or start a new run"
+            f"model.theta.optimizer={name}: the run was begun with {saved['optimizer']}, whose moments are not {name}'s; "
+            "leave it out, or start a new run"
         )
     if saved["groups"] != group_sizes(optimizer):
         raise UserError(
@@ -100,24 +159,6 @@ def check_optimizer(saved: dict[str, Any], optimizer: Optimizer) -> None:
 def group_sizes(optimizer: Optimizer) -> list[int]:
     """Numbers of parameters in each group."""
     return [len(group["params"]) for group in optimizer.param_groups]
-
-
-def fitted_moments(moments: Tensor, columns: int, counts: Tensor | int) -> Tensor:
-    """Moments of Λ for a rule that keeps another number of them.
-
-    Args:
-        moments: (n, M): running mean, running mean square and, with M = 3, how often the row moved.
-        columns: Numbers that the rule keeps for a row.
-        counts: (n,), how often each row moved, in all.
-
-    Returns:
-        (n, columns): what both know; a count that was not kept is taken from ``counts``, other moments begin at 0.
-    """
-    kept = moments[:, :columns]
-    more = moments.new_zeros(len(moments), columns - kept.shape[1])
-    if moments.shape[1] == 2 and more.shape[1]:
-        more[:, 0] = torch.as_tensor(counts).to(more)
-    return torch.cat((kept, more), 1)
 
 
 def misfit(error: RuntimeError) -> UserError:

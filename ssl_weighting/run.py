@@ -223,7 +223,7 @@ class CLI(LightningCLI):
         self.trainer.validate(self.model, self.datamodule, verbose=False)
         if self.datamodule.has_test:
             self.trainer.test(self.model, self.datamodule, verbose=False)
-        weights, happened = self.model.known(self.model.sampled())
+        weights, happened = self.model.weighting.known(self.model.weighting.sampled())
         if self.trainer.is_global_zero:
             page = write_page(Run(self.directory), self.datamodule)
             print_summary(self.model, weights, happened, self.directory, page)

@@ -18,7 +18,7 @@ import yaml
 from ssl_weighting.errors import DataWarning, UserError
 
 if TYPE_CHECKING:  # torch is slow to import
-    from ssl_weighting.data.base import SSLData
+    from ssl_weighting.data.module import SSLData
     from ssl_weighting.data.split import Split
 
 WEIGHT_COLUMNS = ("index", "weight", "updates", "influence", "pseudo_label", "confidence", "label")
@@ -117,7 +117,7 @@ class Run:
     @property
     def initial_weight(self) -> float:
         """The weight that all examples began with."""
-        return float(self.config["model"].get("weight_init", 1.0))
+        return float(self.config["model"]["weighting"]["init"])
 
     @cached_property
     def metrics(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:

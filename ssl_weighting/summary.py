@@ -9,17 +9,17 @@ from rich.table import Table
 from torch import Tensor
 
 from ssl_weighting.module import SSLModule
-from ssl_weighting.weights import Happened
+from ssl_weighting.weighting import Statistics
 
 
 def print_summary(
-    module: SSLModule, weights: Tensor, happened: Happened, directory: Path, page: Path
+    module: SSLModule, weights: Tensor, happened: Statistics, directory: Path, page: Path
 ) -> None:
     """A small table: errors, the range of λ, and where everything lies.
 
     Args:
         module: The trained and evaluated module.
-        weights: λ of the examples ``module.sampled()``, (n,).
+        weights: λ of the examples ``module.weighting.sampled()``, (n,).
         happened: What happened to them.
         directory: The run's folder.
         page: Its report page.
@@ -30,7 +30,7 @@ def print_summary(
     for key, name in (("validation/error", "validation error"), ("test/error", "test error")):
         if key in module.latest:
             table.add_row(name, f"{100 * module.latest[key]:.2f} %")
-    if module.learns_weights:
+    if module.weighting.learns:
         table.add_row("λ mean, min, max", f"{values.mean():.3f}, {values.min():.3f}, {values.max():.3f}")
         table.add_row("unlabelled examples moved", f"{moved} of {len(values)}")
     console = Console(soft_wrap=True)

@@ -83,7 +83,7 @@ class TrainedModel:
     @torch.inference_mode()
     def of_source(self, source: Source, rows: Tensor) -> Tensor:
         """Probabilities (m, C), on the CPU, of rows (m,) int64 of a source."""
-        self.data.sets["given"] = ExampleSet(source, rows, torch.full((len(rows),), -1))
+        self.data.sets["given"] = ExampleSet(source, rows, torch.full((len(rows),), -1), pool=True)
         return self.of_part("given")
 
     @torch.inference_mode()

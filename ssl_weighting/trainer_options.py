@@ -68,9 +68,9 @@ OPTIONS: dict[str, TrainerOption] = {
     "sync_batchnorm": TrainerOption("true|false", "batch statistics over all devices"),
     "enable_autolog_hparams": TrainerOption("true|false", "let loggers have the hyperparameters"),
     "plugins": TrainerOption("NAME", "a cluster's environment, such as LSFEnvironment"),
-    "accumulate_grad_batches": _refused("give --model.accumulate N, which Λ steps and schedules know"),
-    "gradient_clip_val": _refused("give --model.clip_norm X, which clips θ's gradient"),
-    "gradient_clip_algorithm": _refused("give --model.clip_norm X, which clips by the norm"),
+    "accumulate_grad_batches": _refused("give --model.theta.accumulate N, which Λ steps and schedules know"),
+    "gradient_clip_val": _refused("give --model.theta.clip_norm X, which clips θ's gradient"),
+    "gradient_clip_algorithm": _refused("give --model.theta.clip_norm X, which clips by the norm"),
     "fast_dev_run": _refused("give --trainer.max_steps 2: a short run that writes all its files"),
     "overfit_batches": _refused(
         "steps draw batches by seed and number; give --data.num_labeled for fewer labels"
@@ -83,12 +83,12 @@ OPTIONS: dict[str, TrainerOption] = {
 }
 
 CALLBACKS_REFUSED = {
-    "StochasticWeightAveraging": "θ is averaged already; give --model.ema_decay",
-    "WeightAveraging": "θ is averaged already; give --model.ema_decay",
-    "EMAWeightAveraging": "θ is averaged already; give --model.ema_decay",
-    "GradientAccumulationScheduler": "give --model.accumulate",
+    "StochasticWeightAveraging": "θ is averaged already; give --model.theta.ema_decay",
+    "WeightAveraging": "θ is averaged already; give --model.theta.ema_decay",
+    "EMAWeightAveraging": "θ is averaged already; give --model.theta.ema_decay",
+    "GradientAccumulationScheduler": "give --model.theta.accumulate",
     "BatchSizeFinder": "give --data.labeled_batch_size and --data.unlabeled_batch_size",
-    "LearningRateFinder": "give --model.optimizer.lr",
+    "LearningRateFinder": "give --model.theta.optimizer.lr",
     "BackboneFinetuning": "a Transformer's layers are frozen by --model.backbone.frozen_layers",
     "ModelPruning": "the average of θ would not be pruned",
     "OnExceptionCheckpoint": "every run keeps its last checkpoint; leave it out",

@@ -126,9 +126,9 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "trainer.val_check_interval": 3,
         "trainer.log_every_n_steps": 3,
         "trainer.accelerator": "cpu",
-        "model.inner_steps": 1,
-        "model.warmup_steps": 1,
-        "model.update_masked": "true",
+        "model.weighting.inner_steps": 1,
+        "model.weighting.warmup_steps": 1,
+        "model.weighting.update_masked": "true",
         "data.unlabeled_batch_size": 16,
     }
     flags = [part for key, value in options.items() for part in (f"--{key}", str(value))]

@@ -10,6 +10,7 @@ from accelerator import DEVICE, OnDevice, OtherDeviceError, pretending
 from discovered import METHODS, SOLVERS
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.plugins import MixedPrecision
+from modules import ssl_module
 from torch import nn
 
 from ssl_weighting import trained
@@ -63,15 +64,19 @@ class Steps(Callback):
         self.devices = {tensor.device for tensor in (*module.parameters(), *module.buffers())}
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        if batch_idx and trainer.global_step % module.inner_steps:
+        if batch_idx and trainer.global_step % module.weighting.options.inner_steps:
             self.in_theta_steps.append(self.waits.lines - self.before)
 
 
 def train(waits, folder, algorithm, influence=None, steps=4, classes=3, data=None, **options):
     torch.manual_seed(0)
-    options = {"backbone": SmallConvNet(3, (4, 6)), "inner_steps": 2, "ema_decay": 0.9} | options
+    options = {
+        "backbone": SmallConvNet(3, (4, 6)),
+        "weighting_inner_steps": 2,
+        "theta_ema_decay": 0.9,
+    } | options
     checkpoint, precision = options.pop("checkpoint", None), options.pop("precision", None)
-    module = SSLModule(classes, algorithm=algorithm, influence=influence, **options)
+    module = ssl_module(classes, algorithm=algorithm, influence=influence, **options)
     counted = Steps(waits)
     trainer = Trainer(
         max_steps=steps, max_epochs=-1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
@@ -111,8 +116,8 @@ def test_every_method(method, influence, device, tmp_path):
     )
     steps = 4 if influence is ExactLastLayer else 2
     module, _, waited = train(device, tmp_path, sure(method), influence(**options), steps=steps)
-    if module.learns_weights:
-        assert module.record.updates.sum() > 0, "no weight was moved"
+    if module.weighting.learns:
+        assert module.weighting.stats.updates.sum() > 0, "no weight was moved"
     most = max(
         waited, key=Counter.total, default=Counter()
     )  # of two steps the first sets up, the other is Λ's
@@ -127,7 +132,7 @@ def test_every_solver(solver, scope, device, tmp_path):
     options = {} if solver in (ExactLastLayer, RelativeInfluence) else {"scope": scope}
     steps = 4 if scope == "last_layer" else 2
     module, _, _ = train(device, tmp_path, UDA(threshold=0.3), solver(**options), steps=steps)
-    assert module.record.updates.sum() > 0
+    assert module.weighting.stats.updates.sum() > 0
 
 
 OPTIONS = {
@@ -141,19 +146,19 @@ OPTIONS = {
     "plain head": {"classes": 2, "symmetric_binary_head": False},
     "CTAugment": {"algorithm": FixMatch(threshold=0.3, strong=[CTAugment()])},
     "annealing": {"algorithm": UDA(threshold=0.3, annealing="linear")},
-    "fixed": {"weighting": "fixed"},
-    "single": {"weighting": "single"},
-    "disk": {"weight_storage": "disk"},
-    "per_example": {"bias_correction": "per_example"},
-    "sgd": {"weight_optimizer": "sgd"},
-    "adam": {"weight_optimizer": "adam"},
-    "bounds": {"weight_bounds": (0.0, 2.0)},
-    "update_masked": {"update_masked": True},
+    "fixed": {"weighting_kind": "fixed"},
+    "single": {"weighting_kind": "single"},
+    "disk": {"weighting_storage": "disk"},
+    "per_example": {"weighting_bias_correction": "per_example"},
+    "sgd": {"weighting_optimizer": "sgd"},
+    "adam": {"weighting_optimizer": "adam"},
+    "bounds": {"weighting_bounds": (0.0, 2.0)},
+    "weighting_update_masked": {"weighting_update_masked": True},
     "skip": {"nonfinite": "skip"},
-    "batch statistics": {"influence_batchnorm": "train"},
-    "accumulate": {"accumulate": 2, "clip_norm": 1.0},
-    "decay_all": {"decay_all": True, "schedule": "linear", "lr_warmup_steps": 2},
-    "no average": {"ema_decay": 0.0},
+    "batch statistics": {"weighting_batchnorm": "train"},
+    "theta_accumulate": {"theta_accumulate": 2, "theta_clip_norm": 1.0},
+    "theta_decay_all": {"theta_decay_all": True, "theta_schedule": "linear", "theta_lr_warmup_steps": 2},
+    "no average": {"theta_ema_decay": 0.0},
     "apart": {"target_pass": "apart"},
     "labeled_augmentation": {"labeled_augmentation": [nn.Dropout(0.1)]},
     "bf16-mixed": {"precision": MixedPrecision("bf16-mixed", DEVICE.type)},
@@ -205,20 +210,20 @@ def state(run):
 
 
 QUICK = [
-    *("--trainer.val_check_interval", 3, "--trainer.log_every_n_steps", 1000, "--model.inner_steps", 2),
-    *("--model.warmup_steps", 0, "--model.update_masked", "true", "--data.unlabeled_batch_size", 8),
+    *("--trainer.val_check_interval", 3, "--trainer.log_every_n_steps", 1000, "--model.weighting.inner_steps", 2),
+    *("--model.weighting.warmup_steps", 0, "--model.weighting.update_masked", "true", "--data.unlabeled_batch_size", 8),
 ]  # fmt: skip
 
 
 def test_a_run_of_images_that_is_resumed_and_predicts(command, tmp_path):
-    fit = ["fit", "--config", "digits_uda", *QUICK, "--model.schedule", "constant"]
+    fit = ["fit", "--config", "digits_uda", *QUICK, "--model.theta.schedule", "constant"]
     waited = command(*fit, "--runs", tmp_path / "whole", "--trainer.max_steps", 6)
     assert waited and not any(waited)
     command(*fit, "--runs", tmp_path / "parts", "--trainer.max_steps", 4)
     (whole,), (parts,) = (list((tmp_path / name).glob("*/*")) for name in ("whole", "parts"))
     command("resume", parts, "--trainer.max_steps", 6)
     torch.testing.assert_close(state(parts), state(whole), rtol=0, atol=0)
-    assert (state(whole)["weights.values"] != 1).any()
+    assert (state(whole)["weighting.weights.values"] != 1).any()
     for verb in ("predict", "validate", "test"):
         command(verb, parts)
 
@@ -234,7 +239,7 @@ def test_texts(tiny_bert, tiny_imdb, monkeypatch, tmp_path):
     with pretending(monkeypatch) as waits:
         method = UDA(threshold=None, annealing="linear", strong=["tf_idf"])
         module, _, waited = train(waits, tmp_path, method, classes=2, backbone=encoder, data=data)
-        assert module.record.updates.sum() > 0
+        assert module.weighting.stats.updates.sum() > 0
     most = max(waited, key=Counter.total)
     assert most.total() <= WAITS_OF_TEXTS, most
 
@@ -277,8 +282,8 @@ def test_a_trial_on_the_device_that_lightning_only_pretends(device, tmp_path, mo
 
     def try_out(self, stage):
         setup(self, stage)
-        few = self._data().sets["labeled"].__getitems__([0, 1])
-        self.model(self._data().view(few.inputs.to(self.device), ()))
+        few = self.data.sets["labeled"].__getitems__([0, 1])
+        self.model(self.data.view(few.inputs.to(self.device), ()))
 
     monkeypatch.setattr(SSLModule, "setup", try_out)
     with pytest.raises(OtherDeviceError):

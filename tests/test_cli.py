@@ -20,9 +20,16 @@ from ssl_weighting.recipes import recipe_folder, recipe_names
 
 TINY = [
     *("--trainer.max_steps", "9", "--trainer.val_check_interval", "5", "--trainer.accelerator", "cpu"),
-    *("--model.inner_steps", "2", "--model.warmup_steps", "1", "--data.unlabeled_batch_size", "16"),
     *(
-        "--model.update_masked",
+        "--model.weighting.inner_steps",
+        "2",
+        "--model.weighting.warmup_steps",
+        "1",
+        "--data.unlabeled_batch_size",
+        "16",
+    ),
+    *(
+        "--model.weighting.update_masked",
         "true",
         "--data.validation_batch_size",
         "20",
@@ -90,7 +97,7 @@ def test_the_saved_configuration_starts_the_same_run_again(finished, tmp_path):
         torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
         for run in (finished, again)
     )
-    assert torch.equal(first["weights.values"], second["weights.values"])
+    assert torch.equal(first["weighting.weights.values"], second["weighting.weights.values"])
 
 
 def test_test_and_predict_need_the_checkpoint_alone(finished, capsys, monkeypatch, tmp_path):
@@ -108,9 +115,9 @@ def test_test_and_predict_need_the_checkpoint_alone(finished, capsys, monkeypatc
 
 
 def test_resume_goes_on_in_the_same_folder(tmp_path):
-    assert fit(tmp_path, "--trainer.max_steps", "6", "--model.schedule", "constant") == 0
+    assert fit(tmp_path, "--trainer.max_steps", "6", "--model.theta.schedule", "constant") == 0
     (run,) = runs(tmp_path)
-    assert fit(tmp_path, "--ckpt_path", "last", "--model.schedule", "constant") == 0
+    assert fit(tmp_path, "--ckpt_path", "last", "--model.theta.schedule", "constant") == 0
     assert runs(tmp_path) == [run]
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 9
     steps = [int(row["step"]) for row in csv.DictReader((run / "metrics.csv").open())]
@@ -120,12 +127,16 @@ def test_resume_goes_on_in_the_same_folder(tmp_path):
 def test_flags_win_over_the_checkpoint(tmp_path):
     assert fit(tmp_path) == 0
     (run,) = runs(tmp_path)
-    before = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]["weights.values"]
-    assert fit(tmp_path, "--ckpt_path", "last", "--trainer.max_steps", "11", "--model.weight_lr", "1e-9") == 0
+    before = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"][
+        "weighting.weights.values"
+    ]
+    assert (
+        fit(tmp_path, "--ckpt_path", "last", "--trainer.max_steps", "11", "--model.weighting.lr", "1e-9") == 0
+    )
     state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["global_step"] == 11
-    assert yaml.safe_load((run / "config.yaml").read_text())["model"]["weight_lr"] == 1e-9
-    moved = state["state_dict"]["weights.values"] - before
+    assert yaml.safe_load((run / "config.yaml").read_text())["model"]["weighting"]["lr"] == 1e-9
+    moved = state["state_dict"]["weighting.weights.values"] - before
     assert moved.abs().max() < 1e-6, "Λ moved by the checkpoint's rate"
 
 
@@ -138,7 +149,7 @@ BAD = {
     "a recipe that does not exist": (["--config", "digits_udda"], "--config digits_udda: .*digits_uda"),
     "a misspelled key": (
         ["--model.inner_step", "3"],
-        r"model\.inner_step: no such option; did you mean model\.inner_steps",
+        r"model\.inner_step: no such option; did you mean model\.weighting\.inner_steps",
     ),
     "a misspelled data key": (["--data.num_labelled", "3"], r"num_labelled: .*num_labeled"),
     "more labels than examples": (
@@ -149,12 +160,18 @@ BAD = {
         ["--data.num_labeled", "700", "--data.num_validation", "700"],
         r"num_labeled=700 and data\.num_validation=700: together more than",
     ),
-    "N below 1": (["--model.inner_steps", "0"], r"model\.inner_steps=0: must be at least 1"),
+    "N below 1": (
+        ["--model.weighting.inner_steps", "0"],
+        r"model\.weighting\.inner_steps=0: must be at least 1",
+    ),
     "batch size below 1": (
         ["--data.unlabeled_batch_size", "0"],
         r"data\.unlabeled_batch_size=0: must be at least 1",
     ),
-    "bounds reversed": (["--model.weight_bounds", "[2.0,0.0]"], r"model\.weight_bounds=\[2\.0, 0\.0\]"),
+    "bounds reversed": (
+        ["--model.weighting.bounds", "[2.0,0.0]"],
+        r"model\.weighting\.bounds=\[2\.0, 0\.0\]",
+    ),
     "a class with no label": (
         ["--data.num_labeled", "5"],
         r"data\.num_labeled=5: class .* would get no label",

@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 from lightning.pytorch import Callback, seed_everything
+from modules import ssl_module
 from torch import nn
 
 from lab.speed.loop import bare_trainer
@@ -16,7 +17,6 @@ from ssl_weighting.backbones.wide_resnet import WideResNet
 from ssl_weighting.data import Digits
 from ssl_weighting.errors import UserError
 from ssl_weighting.influence.identity import Identity
-from ssl_weighting.module import SSLModule
 
 
 @pytest.fixture
@@ -60,11 +60,11 @@ def same(one, other):
 
 def trained(steps=4, checkpoint=None, callbacks=(), **options):
     seed_everything(0, verbose=False)
-    model = SSLModule(
+    model = ssl_module(
         10,
         WideResNet(10, 1, in_channels=1),
         options.pop("algorithm", None) or UDA(),
-        **({"inner_steps": 2, "update_masked": True} | options),
+        **({"weighting_inner_steps": 2, "weighting_update_masked": True} | options),
     ).double()
     trainer = bare_trainer(steps, "cpu", *callbacks)
     data = Digits(
@@ -85,7 +85,7 @@ def test_compiled_steps_are_the_same(calls):
     assert len(calls) == 4  # the θ steps; not the two Λ steps
     assert all(calls)
     assert [n for n, _ in compiled.named_parameters()] == [n for n, _ in eager.named_parameters()]
-    assert (compiled.weights.values != 1).any()
+    assert (compiled.weighting.weights.values != 1).any()
     same(eager, compiled)
 
 
@@ -102,8 +102,8 @@ def test_the_whole_networks_influence_runs_beside_compiled_steps(engine, calls):
     eager = trained(2, influence=influence())
     compiled = trained(2, influence=influence(), compile=True)
     assert len(calls) == 2
-    assert (compiled.weights.values != 1).any()
-    torch.testing.assert_close(compiled.weights.values, eager.weights.values)
+    assert (compiled.weighting.weights.values != 1).any()
+    torch.testing.assert_close(compiled.weighting.weights.values, eager.weighting.weights.values)
 
 
 @pytest.mark.slow
@@ -144,5 +144,5 @@ def test_targets_apart_have_statistics_of_their_own_and_no_gradient():
 def test_a_run_with_targets_apart_learns_weights():
     model = trained(4, algorithm=FixMatch(threshold=0.0), target_pass="apart")
     assert model.model.targets_apart
-    assert (model.weights.values != 1).any()
+    assert (model.weighting.weights.values != 1).any()
     assert all(p.isfinite().all() for p in model.model.parameters())

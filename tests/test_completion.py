@@ -42,14 +42,14 @@ def test_commands(script):
 
 
 def test_options_of_the_loop_and_of_plug_ins(script):
-    assert completed(script, "ssl-weighting", "fit", "--model.inner") == ["--model.inner_steps"]
+    assert completed(script, "ssl-weighting", "fit", "--model.inner") == ["--model.weighting.inner_steps"]
     assert "--model.algorithm.threshold" in completed(script, "ssl-weighting", "fit", "--model.algorithm.")
     assert completed(script, "ssl-weighting", "fit", "--data.num_lab") == ["--data.num_labeled"]
 
 
 def test_values(script):
     assert "digits_uda" in completed(script, "ssl-weighting", "fit", "--config", "digits")
-    assert completed(script, "ssl-weighting", "fit", "--model.weighting", "per") == ["per_example"]
+    assert completed(script, "ssl-weighting", "fit", "--model.weighting.kind", "per") == ["per_example"]
     assert "FixMatch" in completed(script, "ssl-weighting", "fit", "--model.algorithm", "Fix")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
+from modules import ssl_module
 
 from ssl_weighting.algorithms.pseudo_label import PseudoLabel
 from ssl_weighting.backbones.mlp import MLP
@@ -20,7 +21,6 @@ from ssl_weighting.influence.larsen import Larsen
 from ssl_weighting.influence.lissa import LiSSA
 from ssl_weighting.influence.neumann import Neumann
 from ssl_weighting.influence.truncated_unroll import TruncatedUnroll
-from ssl_weighting.module import SSLModule
 
 CASES = {
     # Several examples a feature, and fewer: the second is solved in the features' span.
@@ -30,18 +30,18 @@ CASES = {
     "conjugate gradients": (lambda: ConjugateGradient(scope="all", damping=0.1, tolerance=1e-12), {}, {}),
     "neumann": (lambda: Neumann(scope="all", damping=0.1, terms=5), {}, {}),
     "fisher": (lambda: Larsen("fisher", damping=0.1, scope="all"), {}, {}),
-    "unroll": (lambda: TruncatedUnroll(steps=2, scope="all"), {}, {"clip_norm": 1.0}),
+    "unroll": (lambda: TruncatedUnroll(steps=2, scope="all"), {}, {"theta_clip_norm": 1.0}),
     "lissa of everything": (lambda: LiSSA(scope="last_layer", damping=0.1, batch_size=10**6), {}, {}),
-    "one weight": (lambda: ExactLastLayer(damping=0.1), {}, {"weighting": "single"}),
+    "one weight": (lambda: ExactLastLayer(damping=0.1), {}, {"weighting_kind": "single"}),
     "memory": (lambda: ExactLastLayer(damping=0.1), {}, {}),
-    "sharded": (lambda: ExactLastLayer(damping=0.1), {}, {"weight_storage": "sharded"}),
+    "sharded": (lambda: ExactLastLayer(damping=0.1), {}, {"weighting_storage": "sharded"}),
     "sharded adam": (
         lambda: ExactLastLayer(damping=0.1),
         {},
-        {"weight_storage": "sharded", "weight_optimizer": "adam"},
+        {"weighting_storage": "sharded", "weighting_optimizer": "adam"},
     ),
-    "adam": (lambda: ExactLastLayer(damping=0.1), {}, {"weight_optimizer": "adam"}),
-    "disk": (lambda: ExactLastLayer(damping=0.1), {}, {"weight_storage": "disk"}),
+    "adam": (lambda: ExactLastLayer(damping=0.1), {}, {"weighting_optimizer": "adam"}),
+    "disk": (lambda: ExactLastLayer(damping=0.1), {}, {"weighting_storage": "disk"}),
 }
 
 
@@ -57,12 +57,12 @@ def train(case: str, world: int, folder: Path, precision: str = "64-true") -> Pa
         unlabeled_batch_size=32 // world,
         validation_batch_size=24,
     )
-    model = SSLModule(
+    model = ssl_module(
         2,
         MLP(2, **({"hidden": (8, 8)} | net)),
         PseudoLabel(threshold=0.5, ramp=0.0),
         influence(),
-        **({"inner_steps": 2, "symmetric_binary_head": False} | options),
+        **({"weighting_inner_steps": 2, "symmetric_binary_head": False} | options),
     )
     trainer = Trainer(
         max_steps=12,
@@ -83,8 +83,8 @@ def train(case: str, world: int, folder: Path, precision: str = "64-true") -> Pa
     )
     (folder / case).mkdir(parents=True, exist_ok=True)
     trainer.fit(model, data)
-    torch.save(model.known(torch.arange(97)), folder / case / f"known{trainer.global_rank}.pt")
-    if model.weights.file is None:
+    torch.save(model.weighting.known(torch.arange(97)), folder / case / f"known{trainer.global_rank}.pt")
+    if model.weighting.weights.file is None:
         trainer.save_checkpoint(folder / case / "end.ckpt")
     return folder / case
 
@@ -134,8 +134,8 @@ def test_two_processes_with_half_the_batch_are_one_with_the_whole(case, two, tmp
     for name, value in alone.items():
         if isinstance(value, torch.Tensor):
             torch.testing.assert_close(together[name], value, rtol=1e-6, atol=1e-12, equal_nan=True, msg=name)
-    assert (alone["weights.values"] - 1).abs().max() > 0.01
-    assert (alone["record.pseudo_label"] >= 0).any()
+    assert (alone["weighting.weights.values"] - 1).abs().max() > 0.01
+    assert (alone["weighting.stats.pseudo_label"] >= 0).any()
     known = [torch.load(two / case / f"known{rank}.pt", weights_only=False) for rank in range(2)]
     assert torch.equal(known[0][0], known[1][0])
 

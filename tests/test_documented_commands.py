@@ -67,7 +67,7 @@ NAMES = {*COMMANDS}
 BUDGET = [
     *("--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--trainer.log_every_n_steps", "1"),
     *("--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.strategy", "auto"),
-    *("--model.inner_steps", "1", "--model.warmup_steps", "0"),
+    *("--model.weighting.inner_steps", "1", "--model.weighting.warmup_steps", "0"),
 ]
 SMALL_IMAGES = [
     *("--data.num_labeled", "20", "--data.num_validation", "20", "--data.download", "false"),

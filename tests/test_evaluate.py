@@ -21,7 +21,14 @@ from ssl_weighting.module import SSLModule
 
 BUDGET = [
     *("--trainer.max_steps", "4", "--trainer.val_check_interval", "2", "--trainer.accelerator", "cpu"),
-    *("--model.inner_steps", "1", "--model.warmup_steps", "1", "--trainer.log_every_n_steps", "1"),
+    *(
+        "--model.weighting.inner_steps",
+        "1",
+        "--model.weighting.warmup_steps",
+        "1",
+        "--trainer.log_every_n_steps",
+        "1",
+    ),
 ]
 FIVE = [
     *("--data.normalise_by", "imagenet", "--data.size", "12", "--model.algorithm", "FixMatch"),
@@ -102,7 +109,7 @@ def training_says(run, part):
 
     def evaluate(self, batch, name):
         if name == part:
-            found.append(self.probabilities(self._data().view(batch.inputs, ())))
+            found.append(self.probabilities(self.data.view(batch.inputs, ())))
         module_evaluate(self, batch, name)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -190,7 +197,7 @@ def test_options_that_a_split_decides_are_refused(here, capsys):
 @pytest.mark.filterwarnings("ignore")
 def test_a_resumed_run_goes_on_as_itself(here, capsys):
     run = only_run()
-    more = ["--trainer.max_steps", "6", "--model.schedule", "constant"]
+    more = ["--trainer.max_steps", "6", "--model.theta.schedule", "constant"]
     assert main(["fit", "--config", "f.yaml", *more, "--ckpt_path", "last"]) == 0
     said = capsys.readouterr().err
     assert (

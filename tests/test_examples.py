@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from ssl_weighting.data.base import ExampleSet, InMemory
+from ssl_weighting.data.source import ExampleSet, InMemory
 from ssl_weighting.examples import extremes, none_stands_out, on_one_line, pictures
 
 

@@ -59,7 +59,7 @@ def test_weights_that_began_at_0_are_kept_from_a_half_on(tiny_run, tmp_path, cap
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
     config = run / "config.yaml"
-    config.write_text(config.read_text().replace("weight_init: 1.0", "weight_init: 0.0"))
+    config.write_text(config.read_text().replace("    init: 1.0", "    init: 0.0"))
     assert main(["weights", str(run), "--top", "0", "--clean", str(tmp_path / "kept.csv")]) == 0
     assert "weight ≥ 0.5 (weights began at 0)" in capsys.readouterr().out
 

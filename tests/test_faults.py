@@ -20,16 +20,24 @@ from ssl_weighting.cli import main
 from ssl_weighting.errors import LocalError, NonFiniteError, UserError
 from ssl_weighting.files import whole_file
 from ssl_weighting.launch import explained, locked, release
-from ssl_weighting.row_file import RowFile
-from ssl_weighting.weights import row_defaults
+from ssl_weighting.views import Views
+from ssl_weighting.weighting.row_file import RowFile
+from ssl_weighting.weighting.weighting import row_defaults
 
 OPTIONS = [
     *("--trainer.max_steps", "40", "--trainer.val_check_interval", "10", "--trainer.accelerator", "cpu"),
-    *("--model.inner_steps", "3", "--model.warmup_steps", "5", "--checkpoint.every_steps", "7"),
+    *(
+        "--model.weighting.inner_steps",
+        "3",
+        "--model.weighting.warmup_steps",
+        "5",
+        "--checkpoint.every_steps",
+        "7",
+    ),
     *(
         "--data.unlabeled_batch_size",
         "16",
-        "--model.update_masked",
+        "--model.weighting.update_masked",
         "true",
         "--trainer.log_every_n_steps",
         "4",
@@ -150,7 +158,7 @@ def test_a_truncated_checkpoint_is_refused_and_the_one_before_it_taken(whole, tm
     assert "last.ckpt is not a whole checkpoint" in said
     assert "previous.ckpt is the one before it" in said
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
-    options = ["--ckpt_path", "previous", "--model.schedule", "constant"]
+    options = ["--ckpt_path", "previous", "--model.theta.schedule", "constant"]
     assert main([*arguments(tmp_path), *options]) == 0
     assert state(run)["global_step"] == 40
 
@@ -289,9 +297,11 @@ def test_a_clock_that_is_set_back(tmp_path, monkeypatch):
     os.utime(first / "checkpoints" / "last.ckpt", ns=a_year)
     clock = time.time
     monkeypatch.setattr(time, "time", lambda: clock() - 10**8)
-    assert main([*arguments(tmp_path), "--trainer.max_steps", "20", "--model.schedule", "constant"]) == 0
+    assert (
+        main([*arguments(tmp_path), "--trainer.max_steps", "20", "--model.theta.schedule", "constant"]) == 0
+    )
     monkeypatch.undo()
-    more = ["--ckpt_path", "last", "--trainer.max_steps", "26", "--model.schedule", "constant"]
+    more = ["--ckpt_path", "last", "--trainer.max_steps", "26", "--model.theta.schedule", "constant"]
     assert main([*arguments(tmp_path), *more]) == 0
     (second,) = (run for run in tmp_path.glob("*/*") if run != first)
     assert (state(first)["global_step"], state(second)["global_step"]) == (40, 26)
@@ -313,17 +323,15 @@ def test_nan_is_named_and_stops(tmp_path, capsys, monkeypatch):
 
 def test_nan_in_a_batch_is_skipped_if_asked(tmp_path, monkeypatch):
     """One bad batch: that step is skipped and counted, θ and its statistics stay finite."""
-    from ssl_weighting.module import SSLModule
+    of = Views.of
 
-    shown = SSLModule._shown
-
-    def bad(self, labeled, unlabeled):
-        known, unknown = shown(self, labeled, unlabeled)
-        if self.global_step == 16:
+    def bad(self, batch):
+        known, unknown = of(self, batch)
+        if "validation" not in batch and self.data.trainer.global_step == 16:
             known.inputs.fill_(float("nan"))
         return known, unknown
 
-    monkeypatch.setattr(SSLModule, "_shown", bad)
+    monkeypatch.setattr(Views, "of", bad)
     assert main([*arguments(tmp_path), "--model.nonfinite", "skip"]) == 0
     run = run_of(tmp_path)
     checkpoint = state(run)
@@ -407,7 +415,7 @@ def test_rows_never_written_take_no_room(tmp_path):
 
 
 def test_a_run_with_weights_on_disk_resumes_exactly(whole, tmp_path, capsys, monkeypatch):
-    on_disk = ["--model.weight_storage", "disk"]
+    on_disk = ["--model.weighting.storage", "disk"]
     assert main([*arguments(tmp_path / "whole"), *on_disk]) == 0
     with at(monkeypatch, 15, poison):
         assert main([*arguments(tmp_path / "killed"), *on_disk]) == 2

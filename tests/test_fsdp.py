@@ -18,12 +18,12 @@ SHORT = {
     "trainer.val_check_interval": 5,
     "trainer.log_every_n_steps": 3,
     "checkpoint.every_steps": 4,
-    "model.inner_steps": 2,
-    "model.warmup_steps": 2,
+    "model.weighting.inner_steps": 2,
+    "model.weighting.warmup_steps": 2,
     "model.channels_last": "false",  # FSDP divides contiguous weights only, and the layout rounds otherwise
-    "model.weight_optimizer": "sgd",  # whose step is as exact as the influence
-    "model.weight_lr": 0.5,
-    "model.update_masked": "true",
+    "model.weighting.optimizer": "sgd",  # whose step is as exact as the influence
+    "model.weighting.lr": 0.5,
+    "model.weighting.update_masked": "true",
 }
 
 
@@ -70,7 +70,7 @@ def test_divided_is_as_held_by_each(digits):
     divided = fit(digits / "fsdp", "digits_uda", "fsdp2")
     held = fit(digits / "ddp", "digits_uda", "ddp")
     one, other = checkpoint(divided), checkpoint(held)
-    assert (one["state_dict"]["weights.values"] != 1).sum() > 50
+    assert (one["state_dict"]["weighting.weights.values"] != 1).sum() > 50
     assert_alike(one, other, 1e-4)
 
 

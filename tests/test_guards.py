@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from discovered import every_method, every_solver
+from modules import ssl_module
 
 from lab.speed.loop import bare_trainer
 from ssl_weighting.algorithms.fixmatch import FixMatch
@@ -22,7 +23,6 @@ from ssl_weighting.influence import Influence
 from ssl_weighting.influence.identity import Identity
 from ssl_weighting.influence.relative import RelativeInfluence
 from ssl_weighting.influence.truncated_unroll import TruncatedUnroll
-from ssl_weighting.module import SSLModule
 
 
 def digits(**options):
@@ -32,7 +32,9 @@ def digits(**options):
 
 def module(influence, algorithm=None, backbone=None, **options):
     backbone = backbone or SmallConvNet(1, channels=(4, 4))
-    return SSLModule(10, backbone, algorithm or UDA(), influence=influence, warmup_steps=100, **options)
+    return ssl_module(
+        10, backbone, algorithm or UDA(), influence=influence, weighting_warmup_steps=100, **options
+    )
 
 
 def refusal(model):
@@ -125,13 +127,13 @@ def test_warnings_about_a_few_examples_are_not_shown():
 
 
 def test_an_influence_that_is_not_asked_is_not_tried():
-    bare_trainer(1, "cpu").fit(module(Identity(scope="nothing"), weighting="fixed"), digits())
+    bare_trainer(1, "cpu").fit(module(Identity(scope="nothing"), weighting_kind="fixed"), digits())
 
 
 @every_method
 @every_solver
 def test_whatever_works_is_let_through(method, solver):
-    model = module(solver(), method(), inner_steps=1000)
+    model = module(solver(), method(), weighting_inner_steps=1000)
     if (method, solver) == (MixMatch, RelativeInfluence):
         assert "none of the method's loss terms compares examples to a guess" in refusal(model)
     else:
@@ -151,18 +153,23 @@ class Careless(FixMatch):
 
 @pytest.mark.parametrize("classes", [2, 9, 11])
 def test_a_head_of_more_or_fewer_classes(classes):
-    model = SSLModule(classes, SmallConvNet(1, channels=(4, 4)), UDA(), warmup_steps=100)
+    model = ssl_module(classes, SmallConvNet(1, channels=(4, 4)), UDA(), weighting_warmup_steps=100)
     expected = f"model.num_classes={classes}: the data has 10 classes; give num_classes=10"
     assert refusal(model) == expected
 
 
 @pytest.mark.parametrize("influence", [RelativeInfluence, TruncatedUnroll])
 def test_trying_out_leaves_no_trace(influence):
-    model = module(influence(), Careless(strong=[CTAugment()]), influence_batchnorm="train")
+    model = module(influence(), Careless(strong=[CTAugment()]), weighting_batchnorm="train")
     try_out, tried = model.on_fit_start, []
 
     def everything():
-        told = (model.influence.state(), random.getstate(), str(np.random.get_state()), model.latest)
+        told = (
+            model.weighting.influence.state(),
+            random.getstate(),
+            str(np.random.get_state()),
+            model.latest,
+        )
         modes = [m.training for m in model.modules()]
         gradients = [p.grad is None for p in model.parameters()]
         state = copy.deepcopy({k: v for k, v in model.state_dict().items() if isinstance(v, torch.Tensor)})

@@ -15,7 +15,7 @@ from ssl_weighting.backbones.wide_resnet import WideResNet
 from ssl_weighting.data import Digits
 from ssl_weighting.guards import FiniteGuard
 from ssl_weighting.module import SSLModule
-from ssl_weighting.weights import ExampleWeights
+from ssl_weighting.weighting.table import Table
 
 # A number read into Python, and operations whose result's size depends on values.
 TOLIST = torch.Tensor.tolist
@@ -42,10 +42,11 @@ class Counting(TorchDispatchMode):
 
 
 class Watched(SSLModule):
-    def _theta_step(self, batch, batch_idx):
+    def training_step(self, batch, batch_idx):
         with Counting() as counting, mock.patch.object(torch.Tensor, "tolist", lambda t: counting.tolist(t)):
-            super()._theta_step(batch, batch_idx)
-        self.counted.append(counting.waits)
+            super().training_step(batch, batch_idx)
+        if not self.weighting.due(self.global_step):
+            self.counted.append(counting.waits)
 
 
 def digits():
@@ -69,7 +70,7 @@ def train(method, steps, log_every):
 def _as_on_an_accelerator(monkeypatch):
     """Without the checks of values that are made on a CPU alone: two of ours, and torch's own in ``one_hot``."""
     monkeypatch.setattr(FiniteGuard, "check", lambda self: None)
-    monkeypatch.setattr(ExampleWeights, "_check", lambda self, index: None)
+    monkeypatch.setattr(Table, "_check", lambda self, index: None)
     monkeypatch.setattr(
         torch.nn.functional, "one_hot", lambda labels, n: (labels[..., None] == torch.arange(n)).long()
     )

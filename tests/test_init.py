@@ -20,7 +20,14 @@ from ssl_weighting.runs import Run
 
 BUDGET = [
     *("--trainer.max_steps", "4", "--trainer.val_check_interval", "2", "--trainer.accelerator", "cpu"),
-    *("--model.warmup_steps", "1", "--data.unlabeled_batch_size", "8", "--data.labeled_batch_size", "4"),
+    *(
+        "--model.weighting.warmup_steps",
+        "1",
+        "--data.unlabeled_batch_size",
+        "8",
+        "--data.labeled_batch_size",
+        "4",
+    ),
 ]
 
 

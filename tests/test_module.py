@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from lightning.pytorch import seed_everything
+from lightning.pytorch import Callback, seed_everything
+from modules import ssl_module
 
 from lab.speed.loop import bare_trainer
 from ssl_weighting.algorithms.fixmatch import FixMatch
@@ -12,12 +13,11 @@ from ssl_weighting.algorithms.supervised import Supervised
 from ssl_weighting.algorithms.uda import UDA
 from ssl_weighting.backbones.conv import SmallConvNet
 from ssl_weighting.data import Digits
-from ssl_weighting.data.base import Stream
+from ssl_weighting.data.stream import Stream
 from ssl_weighting.errors import NonFiniteError, UserError
-from ssl_weighting.guards import FEW
 from ssl_weighting.influence import ExactLastLayer
-from ssl_weighting.module import SSLModule
 from ssl_weighting.precision import check_precision
+from ssl_weighting.trial import FEW
 
 
 def digits(**options):
@@ -36,11 +36,14 @@ def digits(**options):
 
 
 def module(algorithm=None, **options):
-    return SSLModule(
+    return ssl_module(
         10,
         SmallConvNet(1, channels=(8, 8)),
         algorithm or UDA(),
-        **({"inner_steps": 3, "warmup_steps": 4, "update_masked": True} | options),
+        **(
+            {"weighting_inner_steps": 3, "weighting_warmup_steps": 4, "weighting_update_masked": True}
+            | options
+        ),
     )
 
 
@@ -57,7 +60,7 @@ def _seed():
 
 def influence_rows(model, data, number):
     """Rows of Λ in the Λ batch ``number``, from the stream's definition."""
-    stream = Stream(data.num_unlabeled, data.unlabeled_batch_size, f"{model.seed} influence", "unlabeled")
+    stream = Stream(data.num_unlabeled, data.unlabeled_batch_size, f"{data.seed} influence", "unlabeled")
     return set(stream.batch(number).tolist())
 
 
@@ -66,10 +69,10 @@ def test_lambda_moves_for_exactly_the_rows_of_lambda_batches():
     trainer = train(model, data, steps=13)
     assert trainer.global_step == 13
     expected = set().union(*(influence_rows(model, data, k) for k in range(3)))  # after steps 7, 10 and 13
-    moved = set((model.weights.values != 1).nonzero().flatten().tolist())
+    moved = set((model.weighting.weights.values != 1).nonzero().flatten().tolist())
     assert moved == expected
-    assert set((model.record.updates > 0).nonzero().flatten().tolist()) == expected
-    assert int(model.record.updates.sum()) == 3 * 16
+    assert set((model.weighting.stats.updates > 0).nonzero().flatten().tolist()) == expected
+    assert int(model.weighting.stats.updates.sum()) == 3 * 16
 
 
 def test_masked_examples_stay_unless_asked():
@@ -81,15 +84,15 @@ def test_masked_examples_stay_unless_asked():
             return terms
 
     for update_masked, each in ((False, 1), (True, 16)):
-        model, data = module(Masked(), update_masked=update_masked), digits()
+        model, data = module(Masked(), weighting_update_masked=update_masked), digits()
         train(model, data, steps=7)
-        assert int((model.weights.values != 1).sum()) == each
+        assert int((model.weighting.weights.values != 1).sum()) == each
 
 
 def test_warmup_alone_leaves_lambda():
-    model = module(warmup_steps=13)
+    model = module(weighting_warmup_steps=13)
     train(model, digits(), steps=13)
-    assert bool((model.weights.values == 1).all())
+    assert bool((model.weighting.weights.values == 1).all())
 
 
 @pytest.mark.parametrize("inner_steps", [1, 5])
@@ -101,28 +104,35 @@ def test_number_of_lambda_steps(inner_steps):
             calls.append(1)
             return super().__call__(*arguments)
 
-    train(module(influence=Counting(), inner_steps=inner_steps, warmup_steps=2), digits(), steps=13)
+    train(
+        module(influence=Counting(), weighting_inner_steps=inner_steps, weighting_warmup_steps=2),
+        digits(),
+        steps=13,
+    )
     assert len(calls) == 1 + 11 // inner_steps  # the first on a few examples, before training
 
 
 def test_fixed_and_supervised_learn_no_weights():
-    for options in ({"weighting": "fixed"}, {"algorithm": Supervised()}):
+    for options in ({"weighting_kind": "fixed"}, {"algorithm": Supervised()}):
         model = module(**options)
         train(model, digits())
-        assert bool((model.weights.values == 1).all())
+        assert bool((model.weighting.weights.values == 1).all())
 
 
 def test_single_learns_one_weight():
-    model = module(weighting="single")
+    model = module(weighting_kind="single")
     train(model, digits())
-    assert model.weights.values.shape == (1,)
-    assert float(model.weights.values) != 1
+    assert model.weighting.weights.values.shape == (1,)
+    assert float(model.weighting.weights.values) != 1
 
 
 def test_fixed_at_one_is_the_plain_method():
     """θ after training with λ fixed at 1 equals a loop that knows nothing of weights."""
-    model, data = module(weighting="fixed", schedule="constant", warmup_steps=0), digits()
-    plain = module(weighting="fixed", schedule="constant", warmup_steps=0)
+    model, data = (
+        module(weighting_kind="fixed", theta_schedule="constant", weighting_warmup_steps=0),
+        digits(),
+    )
+    plain = module(weighting_kind="fixed", theta_schedule="constant", weighting_warmup_steps=0)
     plain.load_state_dict(model.state_dict())
     seen = []
 
@@ -162,7 +172,10 @@ def test_fixed_at_one_is_the_plain_method():
 
 @pytest.mark.parametrize("batchnorm", ["eval", "train"])
 def test_a_lambda_step_changes_nothing_but_lambda(batchnorm):
-    model, data = module(influence_batchnorm=batchnorm, warmup_steps=0, inner_steps=5), digits()
+    model, data = (
+        module(weighting_batchnorm=batchnorm, weighting_warmup_steps=0, weighting_inner_steps=5),
+        digits(),
+    )
     before = {}
 
     class Watching(ExactLastLayer):
@@ -171,23 +184,28 @@ def test_a_lambda_step_changes_nothing_but_lambda(batchnorm):
             assert all(m.training == (batchnorm == "train") for m in norms)
             return super().__call__(network, objective, validation)
 
-    model.influence = Watching()
-    step = model._weight_step
+    class Compare(Callback):
+        def on_train_batch_end(self, *_):
+            for k, v in before.items():
+                assert torch.equal(v, model.model.state_dict()[k]), k
+            assert all(
+                m.training and m.momentum == 0.1 for m in model.model.modules() if hasattr(m, "momentum")
+            )
 
-    def watched(batch):
+    model.weighting.influence = Watching()
+    fresh_batch = model.fresh_batch
+
+    def watched():
         before.update({k: v.clone() for k, v in model.model.state_dict().items()})
-        step(batch)
-        for k, v in model.model.state_dict().items():
-            assert torch.equal(v, before[k]), k
-        assert all(m.training and m.momentum == 0.1 for m in model.model.modules() if hasattr(m, "momentum"))
+        return fresh_batch()
 
-    model._weight_step = watched
-    train(model, data, steps=5)
+    model.fresh_batch = watched
+    train(model, data, steps=5, callbacks=[Compare()])
     assert before
 
 
 def test_moving_average_of_theta():
-    model, data = module(ema_decay=0.9, weighting="fixed"), digits()
+    model, data = module(theta_ema_decay=0.9, weighting_kind="fixed"), digits()
     name = "heads.classifier.weight"
     expected = model.model.get_parameter(name).detach().clone()
     update = model.ema.update
@@ -211,7 +229,13 @@ def test_clipping_and_accumulation():
     def sgd(parameters):
         return torch.optim.SGD(parameters, lr=1.0)
 
-    model = module(optimizer=sgd, clip_norm=1e-3, accumulate=2, schedule="constant", weighting="fixed")
+    model = module(
+        theta_optimizer=sgd,
+        theta_clip_norm=1e-3,
+        theta_accumulate=2,
+        theta_schedule="constant",
+        weighting_kind="fixed",
+    )
     before = {k: v.detach().clone() for k, v in model.model.named_parameters()}
     trainer = train(model, digits(), steps=3)
     assert trainer.global_step == 3
@@ -228,7 +252,13 @@ def test_accumulated_gradients_are_averaged():
         return torch.optim.SGD(parameters, lr=1.0)
 
     gradients = []
-    model = module(optimizer=sgd, accumulate=2, schedule="constant", weighting="fixed", channels_last=False)
+    model = module(
+        theta_optimizer=sgd,
+        theta_accumulate=2,
+        theta_schedule="constant",
+        weighting_kind="fixed",
+        channels_last=False,
+    )
     before = model.model.heads["classifier"].bias.detach().clone()
     backward = model.manual_backward
 
@@ -257,7 +287,7 @@ def test_accumulated_gradients_are_averaged():
 )
 def test_schedules(schedule, expected):
     rates = []
-    model = module(schedule=schedule, lr_warmup_steps=2, weighting="fixed")
+    model = module(theta_schedule=schedule, theta_lr_warmup_steps=2, weighting_kind="fixed")
     update = model.ema.update
 
     def watched(source):
@@ -271,7 +301,7 @@ def test_schedules(schedule, expected):
 
 def test_weight_decay_is_on_kernels_alone_unless_asked():
     for decay_all, others in ((False, 0.0), (True, 5e-4)):
-        model = module(decay_all=decay_all, weighting="fixed")
+        model = module(theta_decay_all=decay_all, weighting_kind="fixed")
         train(model, digits(), steps=1)
         by_group = {
             group["weight_decay"]: {p.dim() for p in group["params"]}
@@ -285,7 +315,7 @@ def test_weight_decay_is_on_kernels_alone_unless_asked():
 def test_bfloat16_trains_and_float16_is_refused():
     model = module()
     train(model, digits(), steps=7, precision="bf16-mixed")
-    assert bool((model.weights.values != 1).any())
+    assert bool((model.weighting.weights.values != 1).any())
     with pytest.raises(UserError, match=r"trainer\.precision=16-mixed.*bf16-mixed"):
         check_precision("16-mixed")  # on a CPU Lightning itself turns it into bfloat16
 
@@ -309,7 +339,7 @@ def test_not_a_number_stops_with_step_and_name(where):
     )
     with pytest.raises(NonFiniteError, match=match):
         train(model, digits())
-    assert bool(model.weights.values.isfinite().all())
+    assert bool(model.weighting.weights.values.isfinite().all())
 
 
 def test_runs_with_one_seed_are_the_same():
@@ -317,7 +347,7 @@ def test_runs_with_one_seed_are_the_same():
     second.load_state_dict(first.state_dict())
     train(first, digits())
     train(second, digits())
-    assert torch.equal(first.weights.values, second.weights.values)
+    assert torch.equal(first.weighting.weights.values, second.weighting.weights.values)
     for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True):
         assert torch.equal(a, b)
 
@@ -325,15 +355,15 @@ def test_runs_with_one_seed_are_the_same():
 @pytest.mark.parametrize(
     ("options", "key"),
     [
-        ({"inner_steps": 0}, "model.inner_steps=0"),
-        ({"warmup_steps": -1}, "model.warmup_steps=-1"),
-        ({"weight_lr": 0.0}, "model.weight_lr=0.0"),
-        ({"weight_bounds": (2.0, 0.0)}, r"model.weight_bounds=\[2.0, 0.0\]"),
-        ({"weight_init": 3.0, "weight_bounds": (0.0, 2.0)}, "model.weight_init=3.0"),
-        ({"weight_init": 0.0, "weighting": "fixed"}, "model.weight_init=0.0: .*; give 1"),
-        ({"accumulate": 0}, "model.accumulate=0"),
-        ({"ema_decay": 1.0}, "model.ema_decay=1.0"),
-        ({"clip_norm": 0.0}, "model.clip_norm=0.0"),
+        ({"weighting_inner_steps": 0}, "model.weighting.inner_steps=0"),
+        ({"weighting_warmup_steps": -1}, "model.weighting.warmup_steps=-1"),
+        ({"weighting_lr": 0.0}, "model.weighting.lr=0.0"),
+        ({"weighting_bounds": (2.0, 0.0)}, r"model.weighting.bounds=\[2.0, 0.0\]"),
+        ({"weighting_init": 3.0, "weighting_bounds": (0.0, 2.0)}, "model.weighting.init=3.0"),
+        ({"weighting_init": 0.0, "weighting_kind": "fixed"}, "model.weighting.init=0.0: .*; give 1"),
+        ({"theta_accumulate": 0}, "model.theta.accumulate=0"),
+        ({"theta_ema_decay": 1.0}, "model.theta.ema_decay=1.0"),
+        ({"theta_clip_norm": 0.0}, "model.theta.clip_norm=0.0"),
     ],
 )
 def test_bad_options_are_named(options, key):
@@ -353,10 +383,10 @@ def test_truncated_unroll_is_handed_the_steps_that_were_made():
                 steps.append((step, {k: p.grad.clone() for k, p in model.model.named_parameters()}))
             super().record_step(step)
 
-    model = module(influence=Watching(3), clip_norm=0.5)
+    model = module(influence=Watching(3), theta_clip_norm=0.5)
     train(model, digits(), steps=8)
     assert len(steps) == 8
-    assert bool((model.weights.values != 1).any())
+    assert bool((model.weighting.weights.values != 1).any())
     buffers = {k: torch.zeros_like(p) for k, p in model.model.named_parameters()}
     after = [s.parameters for s, _ in steps[1:]] + [dict(model.model.named_parameters())]
     for (step, gradient), expected in zip(steps, after, strict=True):
@@ -372,7 +402,7 @@ def test_truncated_unroll_is_handed_the_steps_that_were_made():
 def test_truncated_unroll_refuses_other_optimisers():
     from ssl_weighting.influence.truncated_unroll import TruncatedUnroll
 
-    model = module(influence=TruncatedUnroll(2), optimizer=torch.optim.Adam)
+    model = module(influence=TruncatedUnroll(2), theta_optimizer=torch.optim.Adam)
     with pytest.raises(UserError, match=r"TruncatedUnroll.*SGD"):
         train(model, digits())
 
@@ -389,7 +419,10 @@ def test_a_lambda_step_sees_theta_after_the_step_in_bfloat16():
             return super().__call__(network, objective, validation)
 
     train(
-        module(influence=Watching(), inner_steps=1, warmup_steps=0), digits(), steps=4, precision="bf16-mixed"
+        module(influence=Watching(), weighting_inner_steps=1, weighting_warmup_steps=0),
+        digits(),
+        steps=4,
+        precision="bf16-mixed",
     )
     assert differences == [0.0] * 5  # the first on a few examples, before training
 

@@ -113,5 +113,5 @@ def test_a_terminal_that_cannot_show_everything(monkeypatch):
             check=False,
         )
         assert done.returncode == 0
-        assert b"model.weight_lr" in done.stdout
+        assert b"model.weighting.lr" in done.stdout
         assert done.stderr == b""

@@ -13,7 +13,14 @@ from ssl_weighting.recipes import recipe_folder
 
 SHORT = [
     *("--trainer.max_steps", "2", "--trainer.accelerator", "cpu", "--data.unlabeled_batch_size", "16"),
-    *("--model.warmup_steps", "0", "--model.inner_steps", "1", "--model.update_masked", "true"),
+    *(
+        "--model.weighting.warmup_steps",
+        "0",
+        "--model.weighting.inner_steps",
+        "1",
+        "--model.weighting.update_masked",
+        "true",
+    ),
 ]
 
 

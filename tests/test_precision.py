@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
+from modules import ssl_module
 
 from ssl_weighting import precision
 from ssl_weighting.algorithms.pseudo_label import PseudoLabel
@@ -14,7 +15,6 @@ from ssl_weighting.data.digits import Digits
 from ssl_weighting.errors import DataWarning, UserError
 from ssl_weighting.init import timing
 from ssl_weighting.init.choice import Choice
-from ssl_weighting.module import SSLModule
 from ssl_weighting.precision import has_bfloat16, settled_precision
 from ssl_weighting.recipes import recipe_folder
 
@@ -94,16 +94,16 @@ def test_in_bfloat16_what_adds_up_over_the_steps_is_kept_in_float32():
     data = Digits(
         num_labeled=20, num_validation=20, labeled_batch_size=4, unlabeled_batch_size=16, split_seed=0
     )
-    module = SSLModule(
+    module = ssl_module(
         10,
         SmallConvNet(1, (8, 8)),
         PseudoLabel(threshold=0.1),
-        inner_steps=1,
-        weight_lr=1e-3,
-        weight_optimizer="sgd",
-        update_masked=True,
-        optimizer=partial(torch.optim.SGD, lr=0.03),
-        ema_decay=0.999,
+        weighting_inner_steps=1,
+        weighting_lr=1e-3,
+        weighting_optimizer="sgd",
+        weighting_update_masked=True,
+        theta_optimizer=partial(torch.optim.SGD, lr=0.03),
+        theta_ema_decay=0.999,
     )
     before = {name: p.clone() for name, p in module.ema.model.named_parameters()}
     trainer = Trainer(
@@ -117,4 +117,4 @@ def test_in_bfloat16_what_adds_up_over_the_steps_is_kept_in_float32():
     }  # fmt: skip
     moved = [(p != before[name]).float().mean() for name, p in module.ema.model.named_parameters()]
     assert min(moved) > 0.5, "the average stands still"
-    assert len(module.weights.values.unique()) > 25
+    assert len(module.weighting.weights.values.unique()) > 25

@@ -7,8 +7,15 @@ from ssl_weighting.cli import main
 from ssl_weighting.recipes import recipe_names
 
 SMALL = [
-    *("--trainer.max_steps", "2", "--trainer.accelerator", "cpu", "--model.inner_steps", "1"),
-    *("--model.warmup_steps", "0", "--model.update_masked", "true", "--data.labeled_batch_size", "4"),
+    *("--trainer.max_steps", "2", "--trainer.accelerator", "cpu", "--model.weighting.inner_steps", "1"),
+    *(
+        "--model.weighting.warmup_steps",
+        "0",
+        "--model.weighting.update_masked",
+        "true",
+        "--data.labeled_batch_size",
+        "4",
+    ),
     *("--data.unlabeled_batch_size", "8", "--data.validation_batch_size", "8"),
 ]
 IMAGES = [
@@ -41,7 +48,7 @@ def test_recipe_trains(name, tmp_path, image_sets, request):
     (checkpoint,) = tmp_path.glob("*/*/checkpoints/last.ckpt")
     state = torch.load(checkpoint, weights_only=True)
     assert state["global_step"] == 2
-    tensors = [v for k, v in state["state_dict"].items() if isinstance(v, torch.Tensor) and "record" not in k]
+    tensors = [v for k, v in state["state_dict"].items() if isinstance(v, torch.Tensor) and "stats" not in k]
     assert all(bool(v.isfinite().all()) for v in tensors if v.is_floating_point())
-    moved = state["state_dict"]["record.updates"] > 0
+    moved = state["state_dict"]["weighting.stats.updates"] > 0
     assert bool(moved.any()) == ("supervised" not in name)

@@ -11,7 +11,14 @@ from ssl_weighting.cli import main
 
 OPTIONS = [
     *("fit", "--config", "digits_uda", "--trainer.max_steps", "60", "--trainer.val_check_interval", "20"),
-    *("--model.inner_steps", "3", "--model.warmup_steps", "5", "--checkpoint.every_steps", "7"),
+    *(
+        "--model.weighting.inner_steps",
+        "3",
+        "--model.weighting.warmup_steps",
+        "5",
+        "--checkpoint.every_steps",
+        "7",
+    ),
     *(
         "--data.unlabeled_batch_size",
         "16",
@@ -20,7 +27,7 @@ OPTIONS = [
         "--trainer.log_every_n_steps",
         "4",
     ),
-    *("--model.update_masked", "true"),
+    *("--model.weighting.update_masked", "true"),
 ]
 
 
@@ -63,14 +70,21 @@ def test_the_truncated_unroll_keeps_its_history(tmp_path):
             "digits_uda",
             "--model.influence",
             "TruncatedUnroll",
-            "--model.schedule",
+            "--model.theta.schedule",
             "constant",
         ),
-        *("--model.inner_steps", "4", "--model.warmup_steps", "0", "--data.unlabeled_batch_size", "8"),
+        *(
+            "--model.weighting.inner_steps",
+            "4",
+            "--model.weighting.warmup_steps",
+            "0",
+            "--data.unlabeled_batch_size",
+            "8",
+        ),
         *(
             "--trainer.val_check_interval",
             "20",
-            "--model.update_masked",
+            "--model.weighting.update_masked",
             "true",
             "--trainer.accelerator",
             "cpu",
@@ -85,5 +99,5 @@ def test_the_truncated_unroll_keeps_its_history(tmp_path):
         torch.load(next((tmp_path / name).glob("*/*/checkpoints/last.ckpt")), weights_only=True)["state_dict"]
         for name in ("whole", "resumed")
     )
-    assert (first["weights.values"] != 1).any()
-    assert torch.equal(first["weights.values"], second["weights.values"])
+    assert (first["weighting.weights.values"] != 1).any()
+    assert torch.equal(first["weighting.weights.values"], second["weighting.weights.values"])

@@ -1,13 +1,16 @@
 """A resumed run does what it is told now: for every option of the module that a checkpoint could hold against it."""
 
+import dataclasses
 import inspect
 from functools import partial
 
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
+from modules import GROUPS, ssl_module
 from torch import nn
 
+from ssl_weighting import resumption
 from ssl_weighting.algorithms.fixmatch import FixMatch
 from ssl_weighting.algorithms.freematch import FreeMatch
 from ssl_weighting.algorithms.remixmatch import ReMixMatch
@@ -19,7 +22,7 @@ from ssl_weighting.influence.identity import Identity
 from ssl_weighting.influence.truncated_unroll import TruncatedUnroll
 from ssl_weighting.module import SSLModule
 from ssl_weighting.resume import FIXED, Resumed, refuse_changes
-from ssl_weighting.resumption import fitted_moments
+from ssl_weighting.weighting.weighting import fitted_moments
 
 
 class Noise(nn.Module):
@@ -55,28 +58,28 @@ SGD = partial(torch.optim.SGD, lr=0.03, momentum=0.9)
 OLD = {
     "num_classes": 10,
     "algorithm": lambda: UDA(threshold=0.107, strong=[Noise()]),
-    "optimizer": SGD,
-    "inner_steps": 1,
-    "weight_lr": 0.05,
-    "ema_decay": 0.9,
-    "schedule": "constant",
+    "theta_optimizer": SGD,
+    "weighting_inner_steps": 1,
+    "weighting_lr": 0.05,
+    "theta_ema_decay": 0.9,
+    "theta_schedule": "constant",
 }
 NEW = {
     "algorithm": lambda: FixMatch(threshold=0.05, strong=[Noise()]),
     "influence": lambda: Identity(scope="last_layer"),
-    "weighting": "fixed",
-    "inner_steps": 2,
-    "warmup_steps": 100,
-    "weight_lr": 0.5,
-    "weight_optimizer": "sgd",
-    "bias_correction": "per_example",
-    "weight_bounds": (0.99, 1.01),
-    "influence_batchnorm": "train",
-    "optimizer": partial(torch.optim.SGD, lr=0.3, momentum=0.9),
-    "schedule": "linear",
-    "lr_warmup_steps": 100,
-    "clip_norm": 1e-3,
-    "ema_decay": 0.5,
+    "weighting_kind": "fixed",
+    "weighting_inner_steps": 2,
+    "weighting_warmup_steps": 100,
+    "weighting_lr": 0.5,
+    "weighting_optimizer": "sgd",
+    "weighting_bias_correction": "per_example",
+    "weighting_bounds": (0.99, 1.01),
+    "weighting_batchnorm": "train",
+    "theta_optimizer": partial(torch.optim.SGD, lr=0.3, momentum=0.9),
+    "theta_schedule": "linear",
+    "theta_lr_warmup_steps": 100,
+    "theta_clip_norm": 1e-3,
+    "theta_ema_decay": 0.5,
     "labeled_augmentation": lambda: [Noise()],
     "target_pass": "apart",
 }
@@ -90,7 +93,7 @@ def made(**changes):
     options = OLD | changes
     values = {name: value() if inspect.isfunction(value) else value for name, value in options.items()}
     values.setdefault("backbone", SmallConvNet(1, (8, 8)))
-    return SSLModule(**values)
+    return ssl_module(**values)
 
 
 def fit(folder, steps, checkpoint=None, save_at_once=None, **changes):
@@ -128,9 +131,12 @@ def numbers(module):
 
 
 def test_every_option_is_tried():
-    options = {*inspect.signature(SSLModule.__init__).parameters} - {"self"}
-    fixed = {key.removeprefix("model.") for key in FIXED if key.startswith("model.")}
-    assert options == {*NEW} | fixed | SAME_NUMBERS | {"backbone", "update_masked"}
+    options = {*inspect.signature(SSLModule.__init__).parameters} - {"self", *GROUPS}
+    options |= {
+        f"{group}_{field.name}" for group, kind in GROUPS.items() for field in dataclasses.fields(kind)
+    }
+    fixed = {key.removeprefix("model.").replace(".", "_") for key in FIXED if key.startswith("model.")}
+    assert options == {*NEW} | fixed | SAME_NUMBERS | {"backbone", "weighting_update_masked"}
 
 
 def test_the_same_options_are_a_run_left_alone(begun, tmp_path):
@@ -157,28 +163,28 @@ def test_the_new_value_is_what_the_next_step_uses(option, begun, tmp_path):
         "inner_steps",
         "warmup_steps",
     ):
-        assert "weights.values" in differing
+        assert "weighting.weights.values" in differing
 
 
 def test_masked_examples_move_from_now_on(begun, tmp_path):
     strict = {"algorithm": lambda: UDA(threshold=0.99, strong=[Noise()])}
     still, moving = (
-        fit(tmp_path, 6, begun[0], update_masked=masked, **strict)[0].weights.values
+        fit(tmp_path, 6, begun[0], weighting_update_masked=masked, **strict)[0].weighting.weights.values
         for masked in (False, True)
     )
     assert (still != moving).any()
 
 
 def test_rates_and_momentum_are_the_new_ones(begun, tmp_path):
-    module, _ = fit(tmp_path, 6, begun[0], optimizer=partial(torch.optim.SGD, lr=0.2, momentum=0.5))
+    module, _ = fit(tmp_path, 6, begun[0], theta_optimizer=partial(torch.optim.SGD, lr=0.2, momentum=0.5))
     for group in module.optimizers().param_groups:
         assert (group["lr"], group["initial_lr"], group["momentum"]) == (0.2, 0.2, 0.5)
     assert module.lr_schedulers().base_lrs == [0.2, 0.2]
 
 
 def test_weights_lie_within_the_new_bounds(begun, tmp_path):
-    module, _ = fit(tmp_path, 5, begun[0], weight_bounds=(0.99, 1.01))
-    assert module.weights.values.max() <= 1.01
+    module, _ = fit(tmp_path, 5, begun[0], weighting_bounds=(0.99, 1.01))
+    assert module.weighting.weights.values.max() <= 1.01
 
 
 def unrolled():
@@ -187,53 +193,54 @@ def unrolled():
 
 TWICE = {
     "the same": {},
-    "rates": {"optimizer": partial(torch.optim.SGD, lr=0.2, momentum=0.5)},
-    "bounds": {"weight_bounds": (0.99, 1.01)},
-    "history": {"influence": unrolled, "inner_steps": 3},
+    "rates": {"theta_optimizer": partial(torch.optim.SGD, lr=0.2, momentum=0.5)},
+    "bounds": {"weighting_bounds": (0.99, 1.01)},
+    "history": {"influence": unrolled, "weighting_inner_steps": 3},
 }
 
 
 @pytest.mark.parametrize("case", TWICE)
 def test_a_checkpoint_of_the_moment_that_a_run_goes_on_is_whole(case, tmp_path):
     """A run that is killed before its next checkpoint, and gone on with again, ends as one that was not."""
-    history = {"influence": unrolled, "inner_steps": 3} if case == "history" else {}
+    history = {"influence": unrolled, "weighting_inner_steps": 3} if case == "history" else {}
     _, trainer = fit(tmp_path, 5, **history)
     trainer.save_checkpoint(tmp_path / "5.ckpt")
     once, _ = fit(tmp_path, 7, tmp_path / "5.ckpt", save_at_once=tmp_path / "again.ckpt", **TWICE[case])
     twice, _ = fit(tmp_path, 7, tmp_path / "again.ckpt", **TWICE[case])
-    assert (once.weights.values != 1).any()
+    assert (once.weighting.weights.values != 1).any()
     for name, value in numbers(once).items():
         assert torch.equal(value.nan_to_num(), numbers(twice)[name].nan_to_num()), name
 
 
 def test_what_an_optimiser_keeps_among_its_options_is_state(tmp_path):
-    _, trainer = fit(tmp_path, 4, optimizer=partial(Counting, lr=0.03, momentum=0.9))
+    _, trainer = fit(tmp_path, 4, theta_optimizer=partial(Counting, lr=0.03, momentum=0.9))
     trainer.save_checkpoint(tmp_path / "4.ckpt")
-    module, _ = fit(tmp_path, 6, tmp_path / "4.ckpt", optimizer=partial(Counting, lr=0.2, momentum=0.9))
+    module, _ = fit(tmp_path, 6, tmp_path / "4.ckpt", theta_optimizer=partial(Counting, lr=0.2, momentum=0.9))
     (group, *_) = module.optimizers().param_groups
     assert (group["estimate"], group["lr"]) == (2.0**-6, 0.2)
 
 
-BEGUN = {"weight_init": 2.0, "weight_storage": "sharded", "accumulate": 2, "decay_all": True, "num_classes": 11,
-         "symmetric_binary_head": False}  # fmt: skip
+BEGUN = {"weighting_init": 2.0, "weighting_storage": "sharded", "theta_accumulate": 2, "theta_decay_all": True,
+         "num_classes": 11, "symmetric_binary_head": False}  # fmt: skip
 
 
 @pytest.mark.parametrize("option", BEGUN)
 def test_from_python_too_what_a_run_is_begun_with_stays(option, begun, tmp_path, monkeypatch):
     monkeypatch.setattr("ssl_weighting.module.check_classes", lambda *_: None)
-    with pytest.raises(UserError, match=rf"model\.{option}={BEGUN[option]}: the run was begun with "):
+    (key,) = (key for key in resumption.BEGUN if key.replace(".", "_") == option)
+    with pytest.raises(UserError, match=rf"model\.{key}={BEGUN[option]}: the run was begun with "):
         fit(tmp_path, 6, begun[0], **{option: BEGUN[option]})
 
 
 REFUSED = {
-    "another optimiser": ({"optimizer": partial(torch.optim.AdamW, lr=1e-3)}, "begun with SGD, whose moments"),
+    "another optimiser": ({"theta_optimizer": partial(torch.optim.AdamW, lr=1e-3)}, "begun with SGD, whose moments"),
     "other heads": (
         {"algorithm": lambda: ReMixMatch(strong=[Noise()])},
         r"model\.backbone, model\.algorithm: the run trains other",
     ),
     "another network": ({"backbone": lambda: SmallConvNet(1, (4, 4))}, r"model\.backbone: the checkpoint holds another"),
     "a method with state of its own": ({"algorithm": lambda: FreeMatch(strong=[Noise()])}, r"model\.algorithm: "),
-    "one weight for all": ({"weighting": "single"}, r"model\.weighting: "),
+    "one weight for all": ({"weighting_kind": "single"}, r"model\.weighting\.kind: "),
 }  # fmt: skip
 
 

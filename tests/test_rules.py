@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from ssl_weighting.rules import BETA1, BETA2, EPSILON, make_rule, masked_adam
-from ssl_weighting.weights import ExampleWeights
+from ssl_weighting.weighting import ExampleWeights
+from ssl_weighting.weighting.rules import BETA1, BETA2, EPSILON, make_rule, masked_adam
 
 LR = 0.01
 

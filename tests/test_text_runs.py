@@ -18,9 +18,9 @@ SHORT = [
         "imdb_uda",
         "--trainer.max_steps",
         "6",
-        "--model.inner_steps",
+        "--model.weighting.inner_steps",
         "2",
-        "--model.warmup_steps",
+        "--model.weighting.warmup_steps",
         "0",
     ),
     *(
@@ -71,7 +71,9 @@ def test_the_papers_recipe_needs_no_network(tiny_bert, tiny_imdb, tmp_path, no_n
     assert main([*SHORT, *local(tiny_bert, tiny_imdb, tmp_path)]) == 0
     assert not no_network
     state = torch.load(next(tmp_path.glob("runs/*/*/checkpoints/last.ckpt")), weights_only=True)["state_dict"]
-    assert (state["weights.values"] != 1).any() and state["weights.values"].isfinite().all()
+    assert (state["weighting.weights.values"] != 1).any() and state[
+        "weighting.weights.values"
+    ].isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -120,7 +122,7 @@ def test_killed_and_resumed_is_the_same_run(tiny_bert, tiny_imdb, tmp_path):
         torch.load(next((tmp_path / runs).glob("*/*/checkpoints/last.ckpt")), weights_only=True)["state_dict"]
         for runs in ("whole", "killed")
     )
-    assert (first["weights.values"] != 1).any()
+    assert (first["weighting.weights.values"] != 1).any()
     for name, value in first.items():
         if isinstance(value, torch.Tensor):
             assert torch.equal(value.nan_to_num(), second[name].nan_to_num()), name

@@ -16,8 +16,8 @@ LIGHTNINGS = {
 FINE = {**LIGHTNINGS, **TRAINER_DEFAULTS, "strategy": "auto", "accelerator": "auto", "devices": "auto"}
 
 REFUSED = [
-    ("accumulate_grad_batches", 2, "=2: not honoured here; give --model.accumulate N"),
-    ("gradient_clip_val", 1.0, "give --model.clip_norm X"),
+    ("accumulate_grad_batches", 2, "=2: not honoured here; give --model.theta.accumulate N"),
+    ("gradient_clip_val", 1.0, "give --model.theta.clip_norm X"),
     ("fast_dev_run", True, "=true: not honoured here; give --trainer.max_steps 2"),
     ("fast_dev_run", 3, "=3: not honoured here"),
     ("overfit_batches", 1, "give --data.num_labeled"),
@@ -75,8 +75,8 @@ def test_every_option_of_lightning_is_known():
 
 LINES = {
     "--trainer.accelerator tpu": "trainer.accelerator=tpu: torch finds none",
-    "--trainer.accumulate_grad_batches 2": "give --model.accumulate N",
-    "--trainer.gradient_clip_val 1.0": "give --model.clip_norm X",
+    "--trainer.accumulate_grad_batches 2": "give --model.theta.accumulate N",
+    "--trainer.gradient_clip_val 1.0": "give --model.theta.clip_norm X",
     "--trainer.fast_dev_run true": "trainer.fast_dev_run=true",
     "--trainer.logger MLFlowLogger": "trainer.logger: Requirement 'mlflow",
     "--trainer.logger WandbLogger --trainer.logger.project a/b": "trainer.logger: Invalid project name 'a/b'",

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from ssl_weighting.errors import UserError
-from ssl_weighting.rules import make_rule
-from ssl_weighting.weights import ExampleRecord, ExampleWeights
+from ssl_weighting.weighting import ExampleStats, ExampleWeights
+from ssl_weighting.weighting.rules import make_rule
+from ssl_weighting.weighting.stats import Predictions
 
 MASKED, SGD = make_rule("masked_adam", 0.1), make_rule("sgd", 1.0)
 
@@ -93,11 +94,11 @@ def test_values_and_state_move_with_the_module():
 
 
 def test_record():
-    record = ExampleRecord(4)
+    record = ExampleStats(4)
     target = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
-    record.saw(torch.tensor([1, 3]), target, torch.tensor([0.7, 0.9]))
-    record.moved(torch.tensor([3]), torch.tensor([-2.0]))
-    record.moved(torch.tensor([3, 1, 3, 0]), torch.tensor([0.25, 0.25, 0.25, 0.0]))
+    record.update_predictions([Predictions(torch.tensor([1, 3]), target, torch.tensor([0.7, 0.9]))])
+    record.update_influences(torch.tensor([3]), torch.tensor([-2.0]))
+    record.update_influences(torch.tensor([3, 1, 3, 0]), torch.tensor([0.25, 0.25, 0.25, 0.0]))
     assert record.pseudo_label.tolist() == [-1, 1, -1, 0]
     torch.testing.assert_close(record.confidence[[1, 3]], torch.tensor([0.7, 0.9]))
     assert record.updates.tolist() == [0, 1, 0, 2]

@@ -41,6 +41,8 @@ from ssl_weighting.influence.conjugate_gradient import ConjugateGradient
 from ssl_weighting.influence.identity import Identity
 from ssl_weighting.influence.truncated_unroll import TruncatedUnroll
 from ssl_weighting.module import SSLModule
+from ssl_weighting.theta import ThetaOptions
+from ssl_weighting.weighting import WeightingOptions
 
 Case = dict[str, Any]
 
@@ -50,17 +52,30 @@ Case = dict[str, Any]
 
 def module(classes: int, case: Case) -> SSLModule:
     """The module of a run, from options by the names that :func:`cases` gives them."""
-    options: Case = {"algorithm": UDA(threshold=0.3), "inner_steps": 2, "ema_decay": 0.9, "weight_lr": 0.05}
+    options: Case = {
+        "algorithm": UDA(threshold=0.3),
+        "weighting_inner_steps": 2,
+        "theta_ema_decay": 0.9,
+        "weighting_lr": 0.05,
+    }
     options |= {"influence": ExactLastLayer(damping=10.0)} | case
-    return SSLModule(classes, SmallConvNet(3, (4, 6)), **options)
+    groups: dict[str, Case] = {"weighting": {}, "theta": {}, "": {}}
+    for name, value in options.items():
+        group, _, field = name.partition("_")
+        group, field = (group, field) if group in groups else ("", name)
+        groups[group][field] = value
+    weighting, theta = WeightingOptions(**groups["weighting"]), ThetaOptions(**groups["theta"])
+    return SSLModule(classes, SmallConvNet(3, (4, 6)), weighting=weighting, theta=theta, **groups[""])
 
 
 def state(trained: SSLModule) -> dict[str, list[Tensor]]:
     """All that a run leaves behind, in an order that does not follow names."""
-    rows = torch.arange(trained.weights.size)
-    weights, happened = trained.known(rows)
+    weighting = trained.weighting
+    rows = torch.arange(weighting.size)
+    weights, happened = weighting.known(rows)
     optimizer = trained.trainer.optimizers[0].state_dict()["state"]
-    moments = trained.weights.moments if trained.weights.file is None else trained.weights.file.read(rows)
+    file = weighting.weights.file
+    moments = weighting.weights.column("moments") if file is None else file.read(rows)
     return {
         "θ": [*trained.model.parameters(), *trained.model.buffers()],
         "average": [*trained.ema.parameters(), *trained.ema.buffers()],
@@ -76,7 +91,7 @@ def state(trained: SSLModule) -> dict[str, list[Tensor]]:
 
 def save(trainer: Trainer, trained: SSLModule, path: Path) -> None:
     """A checkpoint, and the rows on the disk that belong to it."""
-    file = trained.weights.file
+    file = trained.weighting.weights.file
     if file is not None:
         file.journal(trainer.global_step)
     trainer.save_checkpoint(path)
@@ -124,24 +139,24 @@ def cases() -> dict[str, Callable[[], Case]]:
     options: dict[str, Case] = {
         "two classes": {"classes": 2},
         "plain head": {"classes": 2, "symmetric_binary_head": False},
-        "fixed": {"weighting": "fixed"},
-        "single": {"weighting": "single"},
-        "disk": {"weight_storage": "disk"},
-        "sharded": {"weight_storage": "sharded"},
-        "per_example": {"bias_correction": "per_example"},
-        "sgd": {"weight_optimizer": "sgd", "weight_lr": 0.5},
-        "adam": {"weight_optimizer": "adam"},
-        "bounds": {"weight_bounds": (0.99, 1.005)},
-        "init": {"weight_init": 5.0},
-        "update_masked": {"update_masked": True},
+        "fixed": {"weighting_kind": "fixed"},
+        "single": {"weighting_kind": "single"},
+        "disk": {"weighting_storage": "disk"},
+        "sharded": {"weighting_storage": "sharded"},
+        "per_example": {"weighting_bias_correction": "per_example"},
+        "sgd": {"weighting_optimizer": "sgd", "weighting_lr": 0.5},
+        "adam": {"weighting_optimizer": "adam"},
+        "bounds": {"weighting_bounds": (0.99, 1.005)},
+        "init": {"weighting_init": 5.0},
+        "weighting_update_masked": {"weighting_update_masked": True},
         "skip": {"nonfinite": "skip"},
-        "batch statistics": {"influence_batchnorm": "train"},
-        "accumulate": {"accumulate": 2, "clip_norm": 1.0},
-        "decay_all": {"decay_all": True, "schedule": "linear", "lr_warmup_steps": 2},
-        "no average": {"ema_decay": 0.0},
+        "batch statistics": {"weighting_batchnorm": "train"},
+        "theta_accumulate": {"theta_accumulate": 2, "theta_clip_norm": 1.0},
+        "theta_decay_all": {"theta_decay_all": True, "theta_schedule": "linear", "theta_lr_warmup_steps": 2},
+        "no average": {"theta_ema_decay": 0.0},
         "apart": {"target_pass": "apart"},
         "contiguous": {"channels_last": False},
-        "warm-up": {"warmup_steps": 3},
+        "warm-up": {"weighting_warmup_steps": 3},
         "bf16-mixed": {"precision": "bf16-mixed"},
         "64-true": {"precision": "64-true"},
     }
@@ -154,12 +169,12 @@ def cases() -> dict[str, Callable[[], Case]]:
         "option whole network": lambda: {"influence": ConjugateGradient(scope="all", damping=0.1)},
         "option activation": lambda: {"influence": Identity(scope="all", engine="activation")},
         "resume": lambda: {"stop_at": 6},
-        "resume disk": lambda: {"stop_at": 6, "weight_storage": "disk"},
+        "resume disk": lambda: {"stop_at": 6, "weighting_storage": "disk"},
         "resume unroll": lambda: {"stop_at": 6, "influence": TruncatedUnroll()},
     }
     for storage in ("memory", "sharded", "disk"):
-        found[f"two processes {storage}"] = partial(dict, world=2, weight_storage=storage)
-    found["two processes single"] = lambda: {"world": 2, "weighting": "single"}
+        found[f"two processes {storage}"] = partial(dict, world=2, weighting_storage=storage)
+    found["two processes single"] = lambda: {"world": 2, "weighting_kind": "single"}
     return found
 
 

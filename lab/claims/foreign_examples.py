@@ -31,6 +31,8 @@ from ssl_weighting.influence.exact import ExactLastLayer
 from ssl_weighting.influence.relative import RelativeInfluence
 from ssl_weighting.module import SSLModule
 from ssl_weighting.terms import LossTerm, Objective
+from ssl_weighting.theta import ThetaOptions
+from ssl_weighting.weighting import WeightingOptions
 
 POOLS = {
     "5 to 9 known": ([5, 6, 7, 8, 9], [0, 1, 2, 3, 4]),
@@ -107,11 +109,12 @@ def run(pool: str, seed: int) -> list[list[str]]:
         unlabeled_batch_size=128, validation_batch_size=150, split_seed=seed,
     )  # fmt: skip
     module = SSLModule(
-        5, SmallConvNet(1), UDA(), recorder, inner_steps=EVERY, warmup_steps=50, weight_optimizer="sgd",
-        update_masked=True, ema_decay=0.99,
+        5, SmallConvNet(1), UDA(), recorder,
+        WeightingOptions(inner_steps=EVERY, warmup_steps=50, optimizer="sgd", update_masked=True),
+        ThetaOptions(ema_decay=0.99),
     )  # fmt: skip
     bare_trainer(STEPS, "cpu").fit(module, data)
-    own = module.unlabeled_labels() < 5
+    own = data.unlabeled_labels() < 5
     rows = []
     for name, glances in recorder.glances.items():
         single = statistics.mean(roc_auc_score(own[index], score) for index, score in glances)

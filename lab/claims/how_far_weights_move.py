@@ -17,8 +17,8 @@ from typing import NamedTuple
 import torch
 
 from ssl_weighting.data import Stream
-from ssl_weighting.rules import BiasCorrection, make_rule
-from ssl_weighting.weights import ExampleWeights
+from ssl_weighting.weighting import ExampleWeights
+from ssl_weighting.weighting.rules import BiasCorrection, make_rule
 
 
 class Schedule(NamedTuple):
@@ -51,7 +51,7 @@ def moved(schedule: Schedule, correction: BiasCorrection, influence: str) -> dic
             values = values.abs() * (1 - 2 * (rows % 2))
         weights.step(rows, values)
         counts[rows] += 1
-    distance = (weights.values - 1).abs()
+    distance = (weights.column("values") - 1).abs()
     return {
         "updates_mean": counts.mean().item(),
         "never_updated": (counts == 0).float().mean().item(),

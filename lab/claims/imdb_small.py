@@ -26,13 +26,13 @@ ARMS: dict[str, list[str]] = {
     "supervised": [
         "--model.algorithm",
         "Supervised",
-        "--model.weighting",
+        "--model.weighting.kind",
         "fixed",
         "--data.unlabeled_batch_size",
         "1",
     ],
-    "UDA, fixed λ = 1": ["--model.weighting", "fixed"],
-    "UDA, per-example λ": ["--model.weighting", "per_example"],
+    "UDA, fixed λ = 1": ["--model.weighting.kind", "fixed"],
+    "UDA, per-example λ": ["--model.weighting.kind", "per_example"],
 }
 COLUMNS = ["arm", "seed", "steps", "test_reviews", "test_error", "validation_error", "minutes"]
 

@@ -30,13 +30,14 @@ from torch.utils import _pytree as pytree
 from ssl_weighting.recipes import find_recipe
 
 RECIPE_OVERRIDES = {  # so short that a hundred of them fit into an hour
-    "demo": "--trainer.max_steps 60 --trainer.val_check_interval 25 --model.warmup_steps 5",
-    "cifar10_uda": "--trainer.max_steps 24 --trainer.val_check_interval 10 --model.warmup_steps 3 --model.inner_steps 2 "
-    "--model.backbone SmallConvNet --model.backbone.channels [8,8] --data.unlabeled_batch_size 16 "
-    "--data.labeled_batch_size 8 --data.num_validation 64 --data.validation_batch_size 32 --model.update_masked true",
-    "imdb_uda_small": "--trainer.max_steps 16 --trainer.val_check_interval 8 --model.warmup_steps 3 "
-    "--model.inner_steps 2 --data.labeled_batch_size 4 --data.unlabeled_batch_size 8 --data.max_length 64 "
-    "--model.update_masked true",
+    "demo": "--trainer.max_steps 60 --trainer.val_check_interval 25 --model.weighting.warmup_steps 5",
+    "cifar10_uda": "--trainer.max_steps 24 --trainer.val_check_interval 10 --model.weighting.warmup_steps 3 "
+    "--model.weighting.inner_steps 2 --model.backbone SmallConvNet --model.backbone.channels [8,8] "
+    "--data.unlabeled_batch_size 16 --data.labeled_batch_size 8 --data.num_validation 64 --data.validation_batch_size 32 "
+    "--model.weighting.update_masked true",
+    "imdb_uda_small": "--trainer.max_steps 16 --trainer.val_check_interval 8 --model.weighting.warmup_steps 3 "
+    "--model.weighting.inner_steps 2 --data.labeled_batch_size 4 --data.unlabeled_batch_size 8 --data.max_length 64 "
+    "--model.weighting.update_masked true",
 }
 
 

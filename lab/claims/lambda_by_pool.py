@@ -22,9 +22,9 @@ from lab.speed.timing import machine
 from ssl_weighting.backbones.base import Classifier
 from ssl_weighting.backbones.wide_resnet import WideResNet
 from ssl_weighting.influence import ExactLastLayer
-from ssl_weighting.rules import make_rule
 from ssl_weighting.terms import CROSS_ENTROPY, LossTerm, Objective
-from ssl_weighting.weights import ExampleWeights
+from ssl_weighting.weighting import ExampleWeights
+from ssl_weighting.weighting.rules import make_rule
 
 
 def lambda_part(sizes: list[int], rounds: int) -> list[dict[str, float]]:
@@ -49,8 +49,8 @@ def lambda_part(sizes: list[int], rounds: int) -> list[dict[str, float]]:
     known, validation, solver = term(64), term(256), ExactLastLayer()
     weights = {n: ExampleWeights(n, make_rule("masked_adam", 0.01)) for n in sizes}
     for w in weights.values():  # touch all memory once, so that page faults are not counted
-        w.moments.fill_(0.0)
-        w.values.fill_(1.0)
+        w.column("moments").fill_(0.0)
+        w.column("values").fill_(1.0)
     update: dict[int, list[float]] = {n: [] for n in sizes}
     whole: dict[int, list[float]] = {n: [] for n in sizes}
     for number in range(rounds):

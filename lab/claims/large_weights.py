@@ -21,9 +21,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ssl_weighting.row_file import HEADER, RowFile
-from ssl_weighting.rules import make_rule
-from ssl_weighting.weights import ExampleRecord, ExampleWeights, row_defaults
+from ssl_weighting.weighting import ExampleStats, ExampleWeights
+from ssl_weighting.weighting.row_file import HEADER, RowFile
+from ssl_weighting.weighting.rules import make_rule
+from ssl_weighting.weighting.stats import Predictions
+from ssl_weighting.weighting.weighting import row_defaults
 
 BATCH, BETWEEN = 320, 200
 
@@ -48,7 +50,7 @@ def measure(size: int, steps: int, folder: Path, filled: bool, storage: str) -> 
         fill(path, size)
     made = time.perf_counter() - began
     weights = ExampleWeights(size, make_rule("masked_adam", 0.01), file=file)
-    record = ExampleRecord(size, file=file)
+    record = ExampleStats(size, file=file)
     generator = torch.Generator().manual_seed(0)
     times, cpu, saves = [], [], []
     for step in range(1, steps + 1):
@@ -56,10 +58,10 @@ def measure(size: int, steps: int, folder: Path, filled: bool, storage: str) -> 
         gradient, target = torch.randn(BATCH, generator=generator), torch.rand(BATCH, 10, generator=generator)
         began, busy = time.perf_counter(), time.process_time()
         weights.gather(seen)
-        record.saw(seen, target, None)
+        record.update_predictions([Predictions(seen, target, None)])
         weights.gather(index)
         weights.step(index, gradient)
-        record.moved(index, gradient)
+        record.update_influences(index, gradient)
         times.append(time.perf_counter() - began)
         cpu.append(time.process_time() - busy)
         if step % BETWEEN == 0 and file is not None:

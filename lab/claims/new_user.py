@@ -40,7 +40,7 @@ TEXTS, TEXT_LABELS, TEXT_JUNK, TEXT_TEST = 600, 12, 120, 300
 """Texts: in the table, labelled a class, of no class, held out."""
 VARIANTS = {
     "as written": [],
-    "fixed": ["--model.weighting", "fixed"],
+    "fixed": ["--model.weighting.kind", "fixed"],
     "supervised": ["--model.algorithm", "Supervised"],
 }
 

@@ -34,6 +34,8 @@ from ssl_weighting.backbones.transformer import Transformer, buckets
 from ssl_weighting.data.imdb import Imdb
 from ssl_weighting.influence import ExactLastLayer
 from ssl_weighting.module import SSLModule
+from ssl_weighting.theta import ThetaOptions
+from ssl_weighting.weighting import WeightingOptions
 
 STEPS = 10_000
 INNER_STEPS = 5
@@ -110,14 +112,7 @@ class Watch(Callback):
         if self.device != "cpu":
             torch.cuda.reset_peak_memory_stats()
         if batch_idx == 0:
-            data = trainer.datamodule  # type: ignore[attr-defined]
-            sizes = {
-                "labeled": data.labeled_batch_size,
-                "unlabeled": data.unlabeled_batch_size,
-                "validation": 20,
-            }
-            parts = {name: (name, size) for name, size in sizes.items()}
-            self.fresh = iter(data.streams(parts, "bench", 0, None, 0, 1))
+            self.fresh = iter(trainer.datamodule.influence_batches(0))  # type: ignore[attr-defined]
         self.began = now(self.device)
 
     def on_train_batch_end(
@@ -192,11 +187,10 @@ def measure(options: argparse.Namespace, encoder: str) -> dict[str, Any]:
         Transformer(encoder),
         UDA(threshold=None, temperature=1, strong=["tf_idf"]),
         influence=ExactLastLayer(),
-        optimizer=lambda p: torch.optim.AdamW(p, lr=2e-5),
-        schedule="linear",
-        clip_norm=1.0,
-        ema_decay=0,
-        warmup_steps=STEPS,  # the watch makes the Λ steps
+        weighting=WeightingOptions(warmup_steps=STEPS),  # the watch makes the Λ steps
+        theta=ThetaOptions(
+            lambda p: torch.optim.AdamW(p, lr=2e-5), schedule="linear", clip_norm=1.0, ema_decay=0
+        ),
     )
     watch = Watch(Plain(encoder, device, precision), device)
     mixed = "32-true" if precision is None else "bf16-mixed"

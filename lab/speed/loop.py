@@ -11,7 +11,8 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from ssl_weighting.augment import RandomFlipCrop
-from ssl_weighting.data.base import InMemory, SSLData
+from ssl_weighting.data.module import SSLData
+from ssl_weighting.data.source import InMemory
 
 
 class RandomImages(SSLData):

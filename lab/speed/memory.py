@@ -22,6 +22,7 @@ from ssl_weighting.backbones.wide_resnet import WideResNet
 from ssl_weighting.errors import UserError
 from ssl_weighting.files import whole_file
 from ssl_weighting.module import SSLModule
+from ssl_weighting.weighting import WeightingOptions
 
 EVERY, WARM = 50, 500
 
@@ -72,7 +73,8 @@ def run(steps: int, device: str) -> dict[str, float]:
     seed_everything(0, verbose=False)
     watch = _Watch()
     data = RandomImages(labeled_batch_size=4, unlabeled_batch_size=8, validation_batch_size=8)
-    bare_trainer(steps, device, watch).fit(SSLModule(10, WideResNet(10, 1), UDA(), inner_steps=20), data)
+    module = SSLModule(10, WideResNet(10, 1), UDA(), weighting=WeightingOptions(inner_steps=20))
+    bare_trainer(steps, device, watch).fit(module, data)
     warm = {step: held for step, held in watch.seen.items() if step >= WARM}
     slope = statistics.linear_regression(list(warm), list(warm.values())).slope
     return {

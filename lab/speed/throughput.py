@@ -33,6 +33,8 @@ from ssl_weighting.errors import UserError
 from ssl_weighting.files import whole_file
 from ssl_weighting.influence import ExactLastLayer
 from ssl_weighting.module import SSLModule
+from ssl_weighting.views import Views
+from ssl_weighting.weighting import WeightingOptions
 
 INNER_STEPS = 100
 VARIANTS = ("plain", "apart", "compiled", "apart+compiled")
@@ -312,27 +314,46 @@ def _against_peers(summaries: Sequence[Summary], peers: Sequence[str]) -> list[s
 # ---- ours -------------------------------------------------------------------------------------------------
 
 
+class _TimedViews(Views):
+    """Tells of what it takes to show examples."""
+
+    turns: Turns
+
+    def of(self, batch: Any) -> Any:
+        with self.turns.span("weights" if "validation" in batch else "views"):
+            return super().of(batch)
+
+    def validation_term(self, network: Any, batch: Any) -> Any:
+        with self.turns.span("weights"):
+            return super().validation_term(network, batch)
+
+
 class _Timed(SSLModule):
     """The loop, telling of its views and of Λ."""
 
     turns: Turns
-    _in_weight_step = False
 
-    def _shown(self, *arguments: Any) -> Any:
-        if self._in_weight_step:
-            return super()._shown(*arguments)
-        with self.turns.span("views"):
-            return super()._shown(*arguments)
+    @property
+    def views(self) -> Views:
+        views = super().views
+        views.__class__, views.turns = _TimedViews, self.turns  # type: ignore[attr-defined]
+        return views
 
-    def _next_influence_batch(self) -> Any:
+    def objective(self, batch: Any) -> Any:
+        if "validation" not in batch:
+            return super().objective(batch)
+        shown = self.views.of(batch)
         with self.turns.span("weights"):
-            return super()._next_influence_batch()
+            terms = self.algorithm.loss_terms(self.model, *shown, self.context)  # type: ignore[arg-type]
+            return self.weighting.weighted(list(terms))
 
-    def _weight_step(self, batch: Any) -> None:
-        self._in_weight_step = True
+    def fresh_batch(self) -> Any:
         with self.turns.span("weights"):
-            super()._weight_step(batch)
-        self._in_weight_step = False
+            return super().fresh_batch()
+
+    def weight_step(self, objective: Any, validation: Any) -> None:
+        with self.turns.span("weights"):
+            super().weight_step(objective, validation)
 
 
 class _Watch(Callback):
@@ -361,7 +382,7 @@ def _ours(options: Options, method: str, variant: str, precision: str, turns: Tu
         WideResNet(options.depth, options.width),
         METHODS[method].make(),
         ExactLastLayer(damping=1e4),  # not every method's loss is convex; the cost does not depend on it
-        inner_steps=options.steps,
+        weighting=WeightingOptions(inner_steps=options.steps),
         compile="compiled" in variant,
         target_pass="apart" if "apart" in variant else "joint",
     )

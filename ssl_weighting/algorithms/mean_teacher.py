@@ -29,7 +29,7 @@ class MeanTeacher(Algorithm):
 
     The gradient flows through θ alone. The teacher's batch norm normalises by its own batch, as the student's
     does; the running statistics follow the labelled batch alone. θ' is the moving average that is evaluated
-    too, of decay ``model.ema_decay``.
+    too, of decay ``model.theta.ema_decay``.
 
     Args:
         coefficient: w after its ramp (50 for CIFAR-10, 150 for SVHN, 180 for SVHN with its extra images).

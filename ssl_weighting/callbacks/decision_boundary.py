@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from ssl_weighting.data.base import SSLData
+from ssl_weighting.data.module import SSLData
 from ssl_weighting.files import whole_file
 from ssl_weighting.module import SSLModule
 
@@ -56,7 +56,7 @@ class DecisionBoundary(Callback):
         """A frame when it is time."""
         assert isinstance(pl_module, SSLModule)
         every = max(1, trainer.max_steps // self.frames)
-        stepped = (batch_idx + 1) % pl_module.accumulate == 0
+        stepped = (batch_idx + 1) % pl_module.batches_per_step == 0
         if stepped and (trainer.global_step % every == 0 or trainer.global_step == trainer.max_steps):
             self._take(trainer, pl_module)
 
@@ -70,7 +70,7 @@ class DecisionBoundary(Callback):
         arrays = {name: torch.stack(kept).numpy() for name, kept in self._frames.items()}
         arrays |= {
             "points": parts["unlabeled"].numpy(),
-            "labels": pl_module.unlabeled_labels().to(torch.int8).numpy(),
+            "labels": pl_module.data.unlabeled_labels().to(torch.int8).numpy(),
         }
         for name in ("labeled", "validation"):
             arrays |= {
@@ -88,7 +88,7 @@ class DecisionBoundary(Callback):
         if not _in_the_plane(data):
             return
         points = _points(data, "unlabeled")
-        weights, _ = pl_module.known(torch.arange(len(points)))  # every process has its part in it
+        weights, _ = pl_module.weighting.known(torch.arange(len(points)))  # every process has its part in it
         if not trainer.is_global_zero:
             return
         left, right, bottom, top = _extent(points)

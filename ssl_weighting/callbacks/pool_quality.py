@@ -33,9 +33,9 @@ class PoolQuality(Callback):
 
 def pool_quality(module: SSLModule) -> dict[str, float]:
     """The figures that :class:`PoolQuality` logs."""
-    positions = module.sampled()
-    weights, record = module.known(positions)
-    labels, guesses = module.judged_labels(positions), record.pseudo_label
+    positions = module.weighting.sampled()
+    weights, record = module.weighting.known(positions)
+    labels, guesses = module.data.judged_labels(positions), record.pseudo_label
     known = (labels >= 0) & (guesses >= 0)
     own = known & (labels < module.num_classes)
     right = guesses == labels

@@ -103,7 +103,7 @@ class RunFiles(Callback):
         """
         assert isinstance(pl_module, SSLModule)
         step = trainer.global_step
-        if batch_idx % pl_module.accumulate:
+        if batch_idx % pl_module.batches_per_step:
             return
         due = time.monotonic() - self._saved_at > 60 * self.every_minutes
         asked = self._asked_to_stop
@@ -141,15 +141,16 @@ class RunFiles(Callback):
 
     def _save(self, trainer: Trainer, pl_module: LightningModule, last: bool = False) -> None:
         assert isinstance(pl_module, SSLModule)
-        directory, step, file = self.directory, trainer.global_step, pl_module.weights.file
-        if directory is None:
+        directory, step, file = self.directory, trainer.global_step, pl_module.weighting.file
+        split = pl_module.data.split
+        if directory is None or split is None:
             return
-        if last or pl_module.weight_storage == "memory":
+        if last or pl_module.weighting.options.storage == "memory":
             write_weights(pl_module, directory / "weights.parquet")
         if trainer.is_global_zero:
             (directory / "checkpoints").mkdir(exist_ok=True)
             if not (directory / "split.json").exists():
-                write_split(pl_module.split(), directory / "split.json")
+                write_split(split, directory / "split.json")
             path = directory / "checkpoints" / "last.ckpt"
             with whole_file(path) as partial:
                 trainer.save_checkpoint(partial)
@@ -191,10 +192,10 @@ CHUNK = 2**20
 
 def write_weights(module: SSLModule, path: Path) -> None:
     """:func:`weights_table` of all unlabelled examples. Every process must call this; the first one writes."""
-    chunks = torch.split(torch.arange(module.weights.size), CHUNK)
+    chunks = torch.split(torch.arange(module.weighting.size), CHUNK)
     if not module.trainer.is_global_zero:
         for positions in chunks:
-            module.known(positions)
+            module.weighting.known(positions)
         return
     with whole_file(path) as partial, ExitStack() as stack:
         writer = None
@@ -215,14 +216,16 @@ def weights_table(module: SSLModule, positions: Tensor | None = None) -> pa.Tabl
         module: The module with its Λ.
         positions: Which of them, (n,) int64; default all, or a sample of very many.
     """
-    positions = module.sampled() if positions is None else positions
-    weights, happened = module.known(positions)
+    split = module.data.split
+    assert split is not None
+    positions = module.weighting.sampled() if positions is None else positions
+    weights, happened = module.weighting.known(positions)
     record = {name: column.numpy() for name, column in happened._asdict().items()}
-    labels = module.unlabeled_labels()[positions].numpy()
+    labels = module.data.unlabeled_labels()[positions].numpy()
     seen = record["pseudo_label"] >= 0
     return pa.table(
         {
-            "index": module.split().unlabeled[positions].numpy(),
+            "index": split.unlabeled[positions].numpy(),
             "weight": weights.numpy(),
             "updates": record["updates"],
             "influence": pa.array(record["influence"], mask=np.isnan(record["influence"])),

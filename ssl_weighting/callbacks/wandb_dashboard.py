@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
 from ssl_weighting.callbacks.run_files import weights_table
-from ssl_weighting.data.base import SSLData
+from ssl_weighting.data.module import SSLData
 from ssl_weighting.examples import descriptions, extremes, on_one_line, pictures
 from ssl_weighting.module import SSLModule
 from ssl_weighting.redact import without_secrets
@@ -107,11 +107,11 @@ class WandbDashboard(Callback):
         import wandb
 
         data: SSLData = trainer.datamodule  # type: ignore[attr-defined]
-        found = extremes(weights, COUNT, pl_module.weight_init)
+        found = extremes(weights, COUNT, pl_module.weighting.options.init)
         for kind, positions in zip(("harmful", "helpful"), found, strict=True):
             if not len(positions):
                 continue
-            places = pl_module.sampled().numpy()[positions]
+            places = pl_module.weighting.sampled().numpy()[positions]
             images = pictures(data, places)
             texts = [on_one_line(text, 1000) for text in descriptions(data, places)]
             rows = []

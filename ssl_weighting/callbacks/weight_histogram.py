@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ssl_weighting.callbacks.metrics_csv import MetricsCsv
 from ssl_weighting.module import SSLModule
-from ssl_weighting.weights import Happened
+from ssl_weighting.weighting import Statistics
 
 BINS = 64
 
@@ -55,7 +55,7 @@ class WeightHistogram(Callback):
     def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, SSLModule)
         values = (
-            pl_module.known(pl_module.sampled())[0].double().numpy()
+            pl_module.weighting.known(pl_module.weighting.sampled())[0].double().numpy()
         )  # float32: too coarse for narrow bins
         numbers = {
             "weights/mean": values.mean(),
@@ -93,25 +93,25 @@ class WeightHistogram(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the final histogram."""
         assert isinstance(pl_module, SSLModule)
-        weights, happened = pl_module.known(pl_module.sampled())
+        weights, happened = pl_module.weighting.known(pl_module.weighting.sampled())
         if trainer.is_global_zero and bool((happened.updates > 0).any()):
             draw_histogram(pl_module, weights, happened, self.directory / "weights.png")
 
 
-def draw_histogram(module: SSLModule, weights: Tensor, happened: Happened, path: Path) -> None:
+def draw_histogram(module: SSLModule, weights: Tensor, happened: Statistics, path: Path) -> None:
     """A picture of Λ; where labels are known that training did not see, right, wrong and foreign pseudo-labels apart.
 
     Args:
         module: The module with its Λ.
-        weights: λ of the examples ``module.sampled()``, (n,).
+        weights: λ of the examples ``module.weighting.sampled()``, (n,).
         happened: What happened to them.
         path: The PNG file to write.
     """
     from matplotlib.figure import Figure
 
     values, guesses = weights.float(), happened.pseudo_label
-    labels = module.judged_labels(module.sampled())
-    given = (labels < 0) & (module.unlabeled_labels()[module.sampled()] >= 0)
+    labels = module.data.judged_labels(module.weighting.sampled())
+    given = (labels < 0) & (module.data.unlabeled_labels()[module.weighting.sampled()] >= 0)
     moved = happened.updates > 0
     groups = {
         "pseudo-label right": (guesses == labels) & (labels >= 0),
@@ -141,7 +141,9 @@ def draw_histogram(module: SSLModule, weights: Tensor, happened: Happened, path:
         color=[colours.get(name, "#6c757d") for name in shown],
         label=[f"{name} ({len(v)}, mean {v.mean():.2f})" for name, v in shown.items()],
     )
-    axes.axvline(module.weight_init, color="black", linewidth=1, linestyle=":", label="initial value")
+    axes.axvline(
+        module.weighting.options.init, color="black", linewidth=1, linestyle=":", label="initial value"
+    )
     axes.set_xlabel("weight λ of an unlabelled example")
     axes.set_ylabel("density")
     axes.set_title(

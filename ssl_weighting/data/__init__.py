@@ -3,19 +3,22 @@
 import importlib
 import pkgutil
 
-from ssl_weighting.data.base import Examples, ExampleSet, InMemory, Source, SSLData, Stream
 from ssl_weighting.data.cifar10 import Cifar10
 from ssl_weighting.data.digits import Digits
+from ssl_weighting.data.module import SSLData
+from ssl_weighting.data.source import Batch, ExampleSet, InMemory, LabeledBatch, Source
 from ssl_weighting.data.split import Split, make_split, read_split, write_split
+from ssl_weighting.data.stream import Stream
 from ssl_weighting.data.svhn import Svhn
 from ssl_weighting.data.synthetic import Synthetic
 
 __all__ = [
+    "Batch",
     "Cifar10",
     "Digits",
     "ExampleSet",
-    "Examples",
     "InMemory",
+    "LabeledBatch",
     "SSLData",
     "Source",
     "Split",

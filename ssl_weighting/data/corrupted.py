@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from ssl_weighting.data.base import InMemory, SSLData
 from ssl_weighting.data.cifar10 import Cifar10
 from ssl_weighting.data.digits import Digits
+from ssl_weighting.data.module import SSLData
+from ssl_weighting.data.source import InMemory
 
 KINDS = ("noise", "blurred", "occluded", "blended", "near-duplicates")
 ORIGINALS = 10

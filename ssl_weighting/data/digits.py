@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from ssl_weighting.augment import RandomFlipCrop
-from ssl_weighting.data.base import InMemory, SSLData
+from ssl_weighting.data.module import SSLData
+from ssl_weighting.data.source import InMemory
 from ssl_weighting.errors import UserError
 
 NUM_IMAGES = 1797
@@ -26,7 +27,7 @@ class Digits(SSLData):
         num_test: Size of the test set; with the default 1,297 images train.
         num_labeled: Labelled examples.
         num_validation: Validation examples.
-        kwargs: See :class:`~ssl_weighting.data.base.SSLData`.
+        kwargs: See :class:`~ssl_weighting.data.module.SSLData`.
     """
 
     name = "digits"

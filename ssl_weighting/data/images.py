@@ -15,7 +15,6 @@ from PIL import Image
 from torch import Tensor
 
 from ssl_weighting.augment import RandomFlipCrop
-from ssl_weighting.data.base import Source, SSLData
 from ssl_weighting.data.duplicates import Contents, find_copies, of_files, without_copies
 from ssl_weighting.data.image_files import (
     ImageFile,
@@ -29,7 +28,9 @@ from ssl_weighting.data.image_files import (
 )
 from ssl_weighting.data.image_pixels import Levels, as_image, decoded_or_grey, quiet, thumbnail
 from ssl_weighting.data.image_reading import ImageReader, say
+from ssl_weighting.data.module import SSLData
 from ssl_weighting.data.remembered import NewExamples, remembered
+from ssl_weighting.data.source import Source
 from ssl_weighting.errors import UserError
 from ssl_weighting.files import home_path
 
@@ -38,7 +39,7 @@ KEPT_BYTES = 2**30
 
 
 class ImageFiles:
-    """A :class:`~ssl_weighting.data.base.Source` of image files: kept in memory, or decoded when they are fetched.
+    """A :class:`~ssl_weighting.data.source.Source` of image files: kept in memory, or decoded when they are fetched.
 
     Args:
         files: The files; all of them can be opened.
@@ -167,10 +168,10 @@ class Images(SSLData):
         normalise_by: ``range`` maps pixels to [−1, 1]; ``imagenet`` is what pretrained networks expect.
         path_column: Column of the paths, in tables.
         label_column: Column of the labels, in tables.
-        num_labeled: See :class:`~ssl_weighting.data.base.SSLData`; default: all.
-        num_validation: See :class:`~ssl_weighting.data.base.SSLData`; default: a share.
-        evaluate_test: See :class:`~ssl_weighting.data.base.SSLData`.
-        kwargs: See :class:`~ssl_weighting.data.base.SSLData`.
+        num_labeled: See :class:`~ssl_weighting.data.module.SSLData`; default: all.
+        num_validation: See :class:`~ssl_weighting.data.module.SSLData`; default: a share.
+        evaluate_test: See :class:`~ssl_weighting.data.module.SSLData`.
+        kwargs: See :class:`~ssl_weighting.data.module.SSLData`.
 
     Raises:
         UserError: If a folder or table is missing or holds nothing of use, naming it.
@@ -231,16 +232,16 @@ class Images(SSLData):
         )
 
     def to_remember(self) -> dict[str, Any]:
-        """See :class:`~ssl_weighting.data.base.SSLData`: the range of deep images, besides."""
+        """See :class:`~ssl_weighting.data.module.SSLData`: the range of deep images, besides."""
         levels = None if self.levels is None else list(map(float, self.levels))
         return super().to_remember() | {"levels": levels}
 
     def read_new(self, where: Path) -> NewExamples:
-        """A folder of images, however deep, or a table of paths; see :class:`~ssl_weighting.data.base.SSLData`."""
+        """A folder of images, however deep, or a table of paths; see :class:`~ssl_weighting.data.module.SSLData`."""
         return read_images(where, self.size, self.levels, self.columns[0])
 
     def source_of(self, examples: Any) -> Source:
-        """Paths of images, or uint8 (n, 3, size, size); see :class:`~ssl_weighting.data.base.SSLData`."""
+        """Paths of images, or uint8 (n, 3, size, size); see :class:`~ssl_weighting.data.module.SSLData`."""
         if isinstance(examples, (list, tuple)) and all(isinstance(e, (str, Path)) for e in examples):
             files = [ImageFile(str(path), str(path), -1) for path in examples]
             good, pixels = ImageReader(
@@ -283,7 +284,7 @@ class Images(SSLData):
         return without_copies(train.labels, copies, train)
 
     def contents(self, source: Source) -> Contents | None:
-        """See :class:`~ssl_weighting.data.base.SSLData`."""
+        """See :class:`~ssl_weighting.data.module.SSLData`."""
         return source.contents() if isinstance(source, ImageFiles) else None
 
     def training_files(self) -> list[ImageFile]:

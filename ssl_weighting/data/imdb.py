@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from ssl_weighting.data.base import Source
 from ssl_weighting.data.files import one_line
+from ssl_weighting.data.source import Source
 from ssl_weighting.data.tables import from_hub
 from ssl_weighting.data.text import LabeledTexts, TextData
 from ssl_weighting.errors import UserError
@@ -68,7 +68,7 @@ class Imdb(TextData):
             drawn by the split's seed.
         num_labeled: Labelled reviews.
         num_validation: Validation reviews.
-        kwargs: See :class:`~ssl_weighting.data.text.TextData`, and :class:`~ssl_weighting.data.base.SSLData`.
+        kwargs: See :class:`~ssl_weighting.data.text.TextData`, and :class:`~ssl_weighting.data.module.SSLData`.
     """
 
     name = "imdb"

@@ -21,7 +21,7 @@ class NewExamples(NamedTuple):
     Attributes:
         names: What a person knows each by, n of them: a path, a text.
         rows: (m,) int64, positions among the names of those that could be read.
-        source: The m examples that could be read, a :class:`~ssl_weighting.data.base.Source`.
+        source: The m examples that could be read, a :class:`~ssl_weighting.data.source.Source`.
     """
 
     names: list[str]

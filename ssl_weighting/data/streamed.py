@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ssl_weighting.data.base import Source
 from ssl_weighting.data.duplicates import Contents
 from ssl_weighting.data.files import one_line
 from ssl_weighting.data.image_pixels import (
@@ -27,6 +26,7 @@ from ssl_weighting.data.image_pixels import (
     thumbnail,
 )
 from ssl_weighting.data.images import ImageFiles, Images
+from ssl_weighting.data.source import Source
 from ssl_weighting.errors import UserError
 from ssl_weighting.files import home_path
 
@@ -104,7 +104,7 @@ class StreamReader:
 
 
 class LabeledAndStreamed:
-    """A :class:`~ssl_weighting.data.base.Source`: images with labels, and after them those of a stream.
+    """A :class:`~ssl_weighting.data.source.Source`: images with labels, and after them those of a stream.
 
     Args:
         given: The first ones.
@@ -245,7 +245,7 @@ class StreamedImages(Images):
         return LabeledAndStreamed(given, reader, identity)
 
     def contents(self, source: Source) -> Contents | None:
-        """See :class:`~ssl_weighting.data.base.SSLData`: the files alone; the stream is not read for this."""
+        """See :class:`~ssl_weighting.data.module.SSLData`: the files alone; the stream is not read for this."""
         return super().contents(source.given if isinstance(source, LabeledAndStreamed) else source)
 
 

@@ -12,10 +12,11 @@ from torch import Tensor
 from torchvision.datasets import SVHN
 
 from ssl_weighting.augment import RandomFlipCrop
-from ssl_weighting.data.base import InMemory, SSLData
 from ssl_weighting.data.files import check_md5, download, one_line
 from ssl_weighting.data.images import read_images
+from ssl_weighting.data.module import SSLData
 from ssl_weighting.data.remembered import NewExamples
+from ssl_weighting.data.source import InMemory
 from ssl_weighting.errors import UserError
 from ssl_weighting.files import home_path
 
@@ -40,7 +41,7 @@ class Svhn(SSLData):
             ReMixMatch's SVHN tables run ``svhn_noextra`` (MixMatch has a further table with ``svhn``).
         normalise_by: ``range`` maps pixels to [−1, 1] (Google's code: MixMatch, FixMatch, Ren et al.);
             ``statistics`` subtracts the data set's mean and divides by its deviation, a channel (UDA's code).
-        kwargs: See :class:`~ssl_weighting.data.base.SSLData`.
+        kwargs: See :class:`~ssl_weighting.data.module.SSLData`.
     """
 
     name = "svhn"

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ssl_weighting.data.base import InMemory, SSLData
+from ssl_weighting.data.module import SSLData
+from ssl_weighting.data.source import InMemory
 from ssl_weighting.errors import UserError
 
 
@@ -36,7 +37,7 @@ class Synthetic(SSLData):
         data_seed: Seed of the points; default is the seed of the split, so that every run has its own.
         num_labeled: Labelled points.
         num_validation: Validation points.
-        kwargs: See :class:`~ssl_weighting.data.base.SSLData`.
+        kwargs: See :class:`~ssl_weighting.data.module.SSLData`.
     """
 
     all_class_names = ("0", "1")
@@ -94,7 +95,7 @@ class Synthetic(SSLData):
                 return int(json.loads(self.split_file.read_text(encoding="utf-8"))["seed"])
             except (OSError, ValueError, TypeError, KeyError):
                 pass  # reading the split itself will say what is wrong
-        return self._seed()
+        return self.seed if self.split_seed is None else self.split_seed
 
 
 def _linear(n: int, noise: float, random: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:

@@ -13,17 +13,18 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from ssl_weighting.augment import RandomFlipCrop
-from ssl_weighting.data.base import InMemory, Inputs, Source, SSLData, View
 from ssl_weighting.data.duplicates import Contents, of_tensor
 from ssl_weighting.data.files import one_line
 from ssl_weighting.data.labels import class_numbers
+from ssl_weighting.data.module import SSLData
+from ssl_weighting.data.source import InMemory, Inputs, Source, View
 from ssl_weighting.errors import UserError
 
 Examples = tuple[Tensor | np.ndarray | Dataset[Any], Any]
 
 
 class DatasetSource:
-    """A :class:`~ssl_weighting.data.base.Source` of a map-style ``torch.utils.data.Dataset``.
+    """A :class:`~ssl_weighting.data.source.Source` of a map-style ``torch.utils.data.Dataset``.
 
     Args:
         dataset: Its items are inputs, tensors or dictionaries of them, or tuples that begin with one.
@@ -70,9 +71,9 @@ class TensorData(SSLData):
             crop. Methods for other inputs want a ``weak`` too.
         mean: Subtracted from every channel before the network, if given.
         std: What that is divided by.
-        num_labeled: See :class:`~ssl_weighting.data.base.SSLData`; default: all.
-        num_validation: See :class:`~ssl_weighting.data.base.SSLData`; default: a share.
-        kwargs: See :class:`~ssl_weighting.data.base.SSLData`.
+        num_labeled: See :class:`~ssl_weighting.data.module.SSLData`; default: all.
+        num_validation: See :class:`~ssl_weighting.data.module.SSLData`; default: a share.
+        kwargs: See :class:`~ssl_weighting.data.module.SSLData`.
 
     Raises:
         UserError: If numbers of inputs and labels differ, labels are no class numbers, class names are not one each, or
@@ -129,7 +130,7 @@ class TensorData(SSLData):
         return source
 
     def view(self, raw: Inputs, steps: View) -> Inputs:
-        """See :class:`~ssl_weighting.data.base.SSLData`."""
+        """See :class:`~ssl_weighting.data.module.SSLData`."""
         for step in steps:
             if isinstance(step, str) and step not in self.augmentations:
                 raise UserError(
@@ -140,7 +141,7 @@ class TensorData(SSLData):
         return super().view(raw, steps)
 
     def contents(self, source: Source) -> Contents | None:
-        """See :class:`~ssl_weighting.data.base.SSLData`: of tensors; the items of a data set are not read for this."""
+        """See :class:`~ssl_weighting.data.module.SSLData`: of tensors; the items of a data set are not read for this."""
         return of_tensor(source.inputs, source.labels) if isinstance(source, InMemory) else None
 
 

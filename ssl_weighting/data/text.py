@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from ssl_weighting.augment.tf_idf import TfIdf
-from ssl_weighting.data.base import Inputs, Source, SSLData, View
 from ssl_weighting.data.duplicates import Contents, find_copies, of_texts, without_copies
 from ssl_weighting.data.labels import label_names, numbers_of
+from ssl_weighting.data.module import SSLData
 from ssl_weighting.data.paraphrases import read_paraphrases
 from ssl_weighting.data.remembered import NewExamples, remembered
+from ssl_weighting.data.source import Inputs, Source, View
 from ssl_weighting.data.tables import Column, read_columns, read_table
 from ssl_weighting.data.tokens import (
     TokenizedTexts,
@@ -49,7 +50,7 @@ class LabeledTexts(NamedTuple):
 
 
 class TextSource:
-    """A :class:`~ssl_weighting.data.base.Source` of tokenised texts.
+    """A :class:`~ssl_weighting.data.source.Source` of tokenised texts.
 
     Args:
         data: Texts and labels.
@@ -77,7 +78,7 @@ class TextSource:
         self.tf_idf: TfIdf | None = None
 
     def fetch(self, rows: Tensor) -> dict[str, Tensor]:
-        """See :class:`~ssl_weighting.data.base.Source`.
+        """See :class:`~ssl_weighting.data.source.Source`.
 
         Returns:
             ``words`` int32 (B, W), −1 for padding on the right; ``rates`` float32 (B, W), the probabilities with
@@ -99,13 +100,13 @@ class TextSource:
         return batch
 
     def checksum(self) -> str:
-        """See :class:`~ssl_weighting.data.base.Source`: of texts and labels, whatever the tokenizer."""
+        """See :class:`~ssl_weighting.data.source.Source`: of texts and labels, whatever the tokenizer."""
         result = hashlib.sha256(digest(self.data.texts).encode())
         result.update(self.labels.contiguous().numpy().data)
         return result.hexdigest()
 
     def describe(self, rows: Tensor) -> list[str]:
-        """See :class:`~ssl_weighting.data.base.Source`: the texts."""
+        """See :class:`~ssl_weighting.data.source.Source`: the texts."""
         texts: list[str] = self.data.texts.take(pa.array(rows.numpy())).to_pylist()
         return texts
 
@@ -129,7 +130,7 @@ class TextData(SSLData):
             columns ``text`` and ``paraphrase``, or text with a paraphrase a line, in the order of the training texts.
         test_subset: Test on so many of the test texts, drawn once and for all; default all.
         cache: Folder for tokenised texts; default ``ssl_weighting`` in the user's cache folder.
-        kwargs: See :class:`~ssl_weighting.data.base.SSLData`.
+        kwargs: See :class:`~ssl_weighting.data.module.SSLData`.
     """
 
     def __init__(
@@ -311,7 +312,7 @@ class Text(TextData):
         label_column: Column of the labels: numbers or words, of any number of classes.
         num_labeled: Labelled examples; default all that have a label and do not validate.
         num_validation: Validation examples; default a share of those that have a label.
-        kwargs: See :class:`TextData`, and :class:`~ssl_weighting.data.base.SSLData`.
+        kwargs: See :class:`TextData`, and :class:`~ssl_weighting.data.module.SSLData`.
     """
 
     name = "text"
@@ -348,7 +349,7 @@ class Text(TextData):
         return without_copies(train.labels, copies, train)
 
     def contents(self, source: Source) -> Contents | None:
-        """See :class:`~ssl_weighting.data.base.SSLData`."""
+        """See :class:`~ssl_weighting.data.module.SSLData`."""
         assert isinstance(source, TextSource)
         return of_texts(source.data.texts, source.labels)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from ssl_weighting.data.base import SSLData
+from ssl_weighting.data.module import SSLData
 from ssl_weighting.data.split import write_split
 from ssl_weighting.errors import UserError
 from ssl_weighting.files import check_utf8, home_path, whole_file

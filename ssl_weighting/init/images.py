@@ -13,7 +13,7 @@ from ssl_weighting.backbones.base import Backbone
 from ssl_weighting.backbones.conv import SmallConvNet
 from ssl_weighting.backbones.torchvision_model import TorchvisionModel
 from ssl_weighting.backbones.wide_resnet import WideResNet
-from ssl_weighting.data.base import SSLData
+from ssl_weighting.data.module import SSLData
 from ssl_weighting.init.choice import (
     LOOKED_AT,
     Choice,
@@ -177,18 +177,20 @@ model:
     - class_path: ssl_weighting.augment.RandAugment
       init_args: {{policy: uda}}
 {influence_part(sizes["validation"])}
-  optimizer:
-    class_path: torch.optim.SGD
-    init_args: {{lr: {rate}, momentum: 0.9, nesterov: true, weight_decay: 0.0005}}
+  theta:
+    optimizer:
+      class_path: torch.optim.SGD
+      init_args: {{lr: {rate}, momentum: 0.9, nesterov: true, weight_decay: 0.0005}}
+    ema_decay: 0.95 # short runs want a short memory
   # The weights λ: a short run visits each example only some ten times, so they move often and far.
-  weighting: per_example # fixed: the plain method, for comparison
-  inner_steps: 2
-  warmup_steps: {choice.steps // 8}
-  weight_optimizer: sgd
-  weight_lr: 0.3
-  update_masked: true
-  weight_bounds: [0, 2] # as in the authors' code
-  ema_decay: 0.95 # short runs want a short memory
+  weighting:
+    kind: per_example # fixed: the plain method, for comparison
+    inner_steps: 2
+    warmup_steps: {choice.steps // 8}
+    optimizer: sgd
+    lr: 0.3
+    update_masked: true
+    bounds: [0, 2] # as in the authors' code
 trainer:
   max_steps: {choice.steps} # more is better, and takes longer
   val_check_interval: {max(1, choice.steps // 4)}

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ssl_weighting.data.base import SSLData
+from ssl_weighting.data.module import SSLData
 from ssl_weighting.errors import UserError
 from ssl_weighting.guards import check_vocabulary
 from ssl_weighting.init.choice import (
@@ -154,20 +154,22 @@ model:
   influence:
     class_path: ExactLastLayer
     init_args: {{damping: reference_code}}
-  optimizer:
-    class_path: torch.optim.AdamW
-    init_args: {{lr: 1.0e-4, weight_decay: 0.01}}
-  schedule: linear
-  lr_warmup_steps: {choice.steps // 10}
-  clip_norm: 1
-  ema_decay: 0
+  theta:
+    optimizer:
+      class_path: torch.optim.AdamW
+      init_args: {{lr: 1.0e-4, weight_decay: 0.01}}
+    schedule: linear
+    lr_warmup_steps: {choice.steps // 10}
+    clip_norm: 1
+    ema_decay: 0
   # The weights λ: a short run visits each example only a few times, so they move often and far.
-  weighting: per_example # fixed: the plain method, for comparison
-  inner_steps: 2
-  warmup_steps: {choice.steps // 8}
-  weight_optimizer: sgd
-  weight_lr: 0.5
-  weight_bounds: [0, 2] # as in the authors' code
+  weighting:
+    kind: per_example # fixed: the plain method, for comparison
+    inner_steps: 2
+    warmup_steps: {choice.steps // 8}
+    optimizer: sgd
+    lr: 0.5
+    bounds: [0, 2] # as in the authors' code
 trainer:
   max_steps: {choice.steps} # more is better, and takes longer
   val_check_interval: {max(1, choice.steps // 4)}

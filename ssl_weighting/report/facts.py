@@ -50,12 +50,13 @@ def what(run: Run) -> str:
     def name(part: Any) -> str:
         return str(part.get("class_path", "")).rpartition(".")[2] if isinstance(part, dict) else ""
 
-    learned = model.get("weighting") != "fixed" and name(model.get("algorithm")) != "Supervised"
+    weighting = model["weighting"]
+    learned = weighting["kind"] != "fixed" and name(model.get("algorithm")) != "Supervised"
     parts = [name(model.get("algorithm"))]
     if learned:
-        parts += [f"{model.get('weighting')} weights", name(model.get("influence"))]
-    elif model.get("weighting") == "fixed":
-        parts.append(f"fixed weights λ = {model.get('weight_init', 1.0):g}")
+        parts += [f"{weighting['kind']} weights", name(model.get("influence"))]
+    elif weighting["kind"] == "fixed":
+        parts.append(f"fixed weights λ = {weighting['init']:g}")
     return " · ".join(p for p in [*parts, name(model.get("backbone")), name(data)] if p)
 
 

@@ -16,7 +16,7 @@ from ssl_weighting.report.weight_charts import GROUPS
 from ssl_weighting.runs import Run
 
 if TYPE_CHECKING:
-    from ssl_weighting.data.base import SSLData
+    from ssl_weighting.data.module import SSLData
 
 LONGEST_TEXT = 1200
 PIXELATED = 64

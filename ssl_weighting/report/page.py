@@ -23,7 +23,7 @@ from ssl_weighting.report.weight_charts import GROUPS, JUDGED, group_table, grou
 from ssl_weighting.runs import Run
 
 if TYPE_CHECKING:
-    from ssl_weighting.data.base import SSLData
+    from ssl_weighting.data.module import SSLData
 
 GALLERY = 16
 """Examples of each kind in the gallery."""

@@ -57,7 +57,7 @@ def influences(method, data, network):
         target = supervised_term(known, F.one_hot(validation.labels, 5).float())
         weights = [None if t.index is None else torch.ones(len(t.mask)) for t in terms]
         found = RelativeInfluence()(network, Objective(terms, weights), target)
-    return torch.stack(found).sum(0), batch.labels < 5
+    return torch.stack(found).sum(0), pool.labels[rows] < 5
 
 
 @pytest.mark.parametrize(

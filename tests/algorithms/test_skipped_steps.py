@@ -4,6 +4,7 @@ import pytest
 import torch
 from discovered import every_method
 from lightning.pytorch import seed_everything
+from modules import grouped
 from torch import nn
 
 from lab.speed.loop import bare_trainer
@@ -42,7 +43,7 @@ class Net(Backbone):
 def kept(module):
     """What a checkpoint holds of a module, and what its influence remembers."""
     state = {name: value for name, value in module.state_dict().items() if isinstance(value, torch.Tensor)}
-    steps = module.influence.state() or []
+    steps = module.weighting.influence.state() or []
     state |= {
         f"step {i}: {name}": p for i, step in enumerate(steps) for name, p in step["parameters"].items()
     }
@@ -54,14 +55,26 @@ class Module(SSLModule):
 
     bad_batch = 0
 
-    def _theta_step(self, batch, batch_idx):
-        at_bad_step = batch_idx // self.accumulate == self.bad_batch // self.accumulate
-        if at_bad_step and batch_idx % self.accumulate == 0:
+    def training_step(self, batch, batch_idx):
+        self.batch_idx = batch_idx
+        super().training_step(batch, batch_idx)
+
+    def at_bad_step(self):
+        return self.batch_idx // self.batches_per_step == self.bad_batch // self.batches_per_step
+
+    def objective(self, batch):
+        if "validation" in batch:
+            return super().objective(batch)
+        if self.at_bad_step() and self.batch_idx % self.batches_per_step == 0:
             self.before = kept(self)
-        self.model.backbone.bad = batch_idx == self.bad_batch
-        super()._theta_step(batch, batch_idx)
+        self.model.backbone.bad = self.batch_idx == self.bad_batch
+        found = super().objective(batch)
         self.model.backbone.bad = False
-        if at_bad_step:
+        return found
+
+    def after_theta_step(self, *arguments):
+        super().after_theta_step(*arguments)
+        if self.at_bad_step():
             self.after = kept(self)
 
 
@@ -79,9 +92,14 @@ def train(algorithm, bad, steps=STEPS, net=None, influence=None, **options):
         validation_batch_size=30,
         augmentations={"weak": lambda x: x},
     )
-    defaults = {"inner_steps": 2, "ema_decay": 0.9, "nonfinite": "skip", "update_masked": True}
+    defaults = {
+        "weighting_inner_steps": 2,
+        "theta_ema_decay": 0.9,
+        "nonfinite": "skip",
+        "weighting_update_masked": True,
+    }
     module = Module(
-        3, net or Net(), algorithm, influence or ExactLastLayer(damping=1000.0), **defaults | options
+        3, net or Net(), algorithm, influence or ExactLastLayer(damping=1000.0), **grouped(defaults | options)
     )
     module.bad_batch = bad
     bare_trainer(steps, "cpu").fit(module, data)
@@ -89,13 +107,13 @@ def train(algorithm, bad, steps=STEPS, net=None, influence=None, **options):
 
 
 @every_method
-@pytest.mark.parametrize("options", [{}, {"accumulate": 2}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"theta_accumulate": 2}], ids=str)
 def test_one_bad_batch_costs_one_step(method, options):
-    module = train(method(), BAD * options.get("accumulate", 1), **options)
+    module = train(method(), BAD * options.get("theta_accumulate", 1), **options)
     assert module.skipped == 1
     assert module.global_step == STEPS
     for name, value in module.state_dict().items():
-        if isinstance(value, torch.Tensor) and not name.startswith("record."):
+        if isinstance(value, torch.Tensor) and not name.startswith("weighting.stats."):
             assert value.isfinite().all(), name
 
 
@@ -109,7 +127,7 @@ def left_alone(module):
 @every_method
 @pytest.mark.parametrize("bad", [6, 7], ids=["first batch of the step", "last batch of the step"])
 def test_a_skipped_step_leaves_everything_as_it_was(method, bad):
-    left_alone(train(method(), bad, 4, accumulate=2))
+    left_alone(train(method(), bad, 4, theta_accumulate=2))
 
 
 def test_rates_of_ctaugment_and_recorded_steps_are_left():
@@ -125,7 +143,7 @@ def test_a_bad_guess_without_a_bad_gradient_is_one_too(method, value):
     module = train(method(), BAD, net=Net(norm=False, rows=slice(12, 13), value=value))
     assert module.skipped <= 1
     for name, tensor in module.state_dict().items():
-        if isinstance(tensor, torch.Tensor) and not name.startswith("record."):
+        if isinstance(tensor, torch.Tensor) and not name.startswith("weighting.stats."):
             assert tensor.isfinite().all(), name
 
 

@@ -45,7 +45,7 @@ def test_a_method_of_ones_own(tmp_path):
         "model.backbone.in_channels": 1,
         "model.algorithm": "my_module.TwoViews",
         "model.algorithm.coefficient": 0.5,
-        "model.inner_steps": 2,
+        "model.weighting.inner_steps": 2,
         "trainer.max_steps": 5,
         "trainer.log_every_n_steps": 1,
         "trainer.accelerator": "cpu",

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from lightning.pytorch import seed_everything
+from modules import ssl_module
 from torch.func import functional_call
 
 from lab.speed.loop import bare_trainer
@@ -20,7 +21,6 @@ from ssl_weighting.augment import CTAugment
 from ssl_weighting.backbones.conv import SmallConvNet
 from ssl_weighting.data import Digits
 from ssl_weighting.influence import ExactLastLayer
-from ssl_weighting.module import SSLModule
 from ssl_weighting.terms import CROSS_ENTROPY, LossTerm, Objective
 
 METHODS = {
@@ -129,9 +129,9 @@ def train(algorithm, damping=1.0, steps=4, precision="32-true", **options):
         unlabeled_batch_size=16,
         validation_batch_size=30,
     )
-    defaults = {"inner_steps": 2, "update_masked": True}
+    defaults = {"weighting_inner_steps": 2, "weighting_update_masked": True}
     net = SmallConvNet(1, channels=(8, 8))
-    module = SSLModule(10, net, algorithm, influence=ExactLastLayer(damping), **(defaults | options))
+    module = ssl_module(10, net, algorithm, influence=ExactLastLayer(damping), **(defaults | options))
     bare_trainer(steps, "cpu", precision=precision).fit(module, data)
     return module
 
@@ -140,18 +140,18 @@ def train(algorithm, damping=1.0, steps=4, precision="32-true", **options):
 @pytest.mark.parametrize("precision", ["32-true", "64-true"])
 def test_training_moves_the_weights_of_seen_examples(name, precision):
     module = train(METHODS[name](), DAMPING.get(name, 1.0), precision=precision)
-    moved = module.weights.values != 1
+    moved = module.weighting.weights.values != 1
     assert moved.any()
     assert moved.sum() <= 2 * 16  # two Λ steps of 16 examples
-    assert torch.equal(moved, module.record.updates > 0)
+    assert torch.equal(moved, module.weighting.stats.updates > 0)
     if name == "fixmatch_cta":  # learned while training, and part of the checkpoint
         rates = module.state_dict()["algorithm.strong.0.rates"]
         assert ((rates > 0) & (rates < 1)).any()
 
 
 def test_training_with_fixed_weights_leaves_them():
-    module = train(MixMatch(), steps=3, weighting="fixed")
-    assert (module.weights.values == 1).all()
+    module = train(MixMatch(), steps=3, weighting_kind="fixed")
+    assert (module.weighting.weights.values == 1).all()
 
 
 def test_the_primary_of_a_mixture_is_weighted(case, monkeypatch):

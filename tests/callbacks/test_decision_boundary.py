@@ -13,7 +13,14 @@ from ssl_weighting.cli import run_lightning
 
 OPTIONS = [
     *("--trainer.max_steps", "120", "--trainer.val_check_interval", "60", "--trainer.accelerator", "cpu"),
-    *("--trainer.enable_progress_bar", "false", "--model.warmup_steps", "0", "--seed_everything", "3"),
+    *(
+        "--trainer.enable_progress_bar",
+        "false",
+        "--model.weighting.warmup_steps",
+        "0",
+        "--seed_everything",
+        "3",
+    ),
 ]
 
 

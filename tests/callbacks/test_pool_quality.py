@@ -19,11 +19,11 @@ def module(weights=WEIGHTS, moved=True, guesses=GUESSES):
     happened = SimpleNamespace(
         pseudo_label=guesses, confidence=CONFIDENCES, updates=torch.full((len(LABELS),), int(moved))
     )
+    weighting = SimpleNamespace(
+        sampled=lambda: torch.arange(len(LABELS)), known=lambda rows: (weights, happened)
+    )
     return SimpleNamespace(
-        sampled=lambda: torch.arange(len(LABELS)),
-        known=lambda positions: (weights, happened),
-        num_classes=2,
-        judged_labels=lambda positions: LABELS[positions],
+        weighting=weighting, num_classes=2, data=SimpleNamespace(judged_labels=lambda rows: LABELS[rows])
     )
 
 

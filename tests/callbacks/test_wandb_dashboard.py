@@ -59,14 +59,14 @@ def run_folder(tmp_path_factory):
         arguments += [
             "--trainer.val_check_interval",
             "2",
-            "--model.inner_steps",
+            "--model.weighting.inner_steps",
             "1",
-            "--model.warmup_steps",
+            "--model.weighting.warmup_steps",
             "1",
         ]
-        arguments += ["--model.update_masked", "true", "--data.unlabeled_batch_size", "16"]
+        arguments += ["--model.weighting.update_masked", "true", "--data.unlabeled_batch_size", "16"]
         arguments += ["--trainer.accelerator", "cpu", "--trainer.log_every_n_steps", "2"]
-        arguments += ["--model.schedule", "constant"]
+        arguments += ["--model.theta.schedule", "constant"]
         assert main([*arguments, "--trainer.max_steps", "12"]) == 0
         assert main(["resume", str(folder / "digits_uda"), "--trainer.max_steps", "16"]) == 0
     (run,) = (folder / "digits_uda").iterdir()

@@ -16,13 +16,13 @@ def run_folder(tmp_path_factory):
     arguments += [
         "--trainer.val_check_interval",
         "2",
-        "--model.inner_steps",
+        "--model.weighting.inner_steps",
         "1",
-        "--model.warmup_steps",
+        "--model.weighting.warmup_steps",
         "0",
     ]
-    arguments += ["--model.update_masked", "true", "--data.unlabeled_batch_size", "16"]
-    arguments += ["--trainer.accelerator", "cpu", "--model.schedule", "constant"]
+    arguments += ["--model.weighting.update_masked", "true", "--data.unlabeled_batch_size", "16"]
+    arguments += ["--trainer.accelerator", "cpu", "--model.theta.schedule", "constant"]
     assert main([*arguments, "--trainer.max_steps", "4"]) == 0
     (run,) = (folder / "digits_uda").iterdir()
     with open(run / "weights_history.csv", "a") as file:  # as if it had been killed later on
@@ -70,13 +70,13 @@ def test_weights_that_differ_by_a_rounding_error(tmp_path):
     arguments += [
         "--trainer.val_check_interval",
         "1",
-        "--model.inner_steps",
+        "--model.weighting.inner_steps",
         "1",
-        "--model.warmup_steps",
+        "--model.weighting.warmup_steps",
         "0",
     ]
-    arguments += ["--model.update_masked", "true", "--data.unlabeled_batch_size", "16"]
-    assert main([*arguments, "--trainer.accelerator", "cpu", "--model.weight_lr", "1e-7"]) == 0
+    arguments += ["--model.weighting.update_masked", "true", "--data.unlabeled_batch_size", "16"]
+    assert main([*arguments, "--trainer.accelerator", "cpu", "--model.weighting.lr", "1e-7"]) == 0
     (run,) = (tmp_path / "digits_uda").iterdir()
     assert (run / "report.html").is_file()
     assert Run(run).weight_history.counts.sum(1).min() == len(Run(run).weights)

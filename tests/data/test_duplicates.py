@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ssl_weighting.data.base import InMemory
 from ssl_weighting.data.duplicates import find_copies, of_files, of_tensor, of_texts, without_copies
 from ssl_weighting.data.images import Images
+from ssl_weighting.data.source import InMemory
 from ssl_weighting.data.tensors import TensorData
 from ssl_weighting.data.text import Text
 from ssl_weighting.errors import DataWarning

@@ -187,7 +187,7 @@ def test_large_sets_are_decoded_by_workers_to_the_same_pixels(folders, monkeypat
         lazy.sets["unlabeled"], batch_sampler=[[0, 22, 5], [20]], collate_fn=lambda b: b, num_workers=1
     )
     for batch in loader:
-        assert torch.equal(batch.inputs, kept.sets["unlabeled"].__getitems__(batch.index.tolist()).inputs)
+        assert torch.equal(batch.inputs, kept.sets["unlabeled"].__getitems__(batch.row.tolist()).inputs)
 
 
 # ---- damaged files ----
@@ -267,7 +267,7 @@ BAD = {
         r"data\.levels=\[5, 5\]: must be two numbers, the lower one first",
     ),
     "tiny": (lambda f: {"size": 4}, r"data\.size=4: must be at least 8"),
-    "test followed": (lambda f: {"evaluate_test": True}, r"data\.evaluate_test: images has no test set"),
+    "test followed": (lambda f: {"evaluate_test": True}, r"data\.evaluate_test=True: images has no test set"),
     "no path column": (lambda f: {"labeled": table(f, "file,label\na,b\n")}, r"no column 'path'"),
     "no such file": (lambda f: {"labeled": table(f, "path,label\nx.png,b\n")}, r"'x\.png' is not in"),
     "a path that is a folder": (lambda f: {"labeled": table(f, "path,label\ntest,b\n")}, "'test' is not in"),

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from ssl_weighting.data import imdb
-from ssl_weighting.data.base import InMemory
 from ssl_weighting.data.imdb import UDA_LABELED, Imdb, _by_identity, clean
+from ssl_weighting.data.source import InMemory
 from ssl_weighting.data.split import make_split
 from ssl_weighting.errors import UserError
 

@@ -87,7 +87,8 @@ def test_sets_without_files_run_through(name):
     data.setup()
     for part in ("labeled", "validation", "unlabeled", "test"):
         batch = data.sets[part].__getitems__([0, 1])
-        assert batch.labels.dtype == batch.index.dtype == torch.int64
+        assert batch[1].dtype == torch.int64
+        assert batch._fields == ("inputs", "row" if part == "unlabeled" else "labels")
         seen = data.view(batch.inputs, ("weak",))
         assert seen.dtype == torch.float32
         assert seen.shape == batch.inputs.shape

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from lightning.pytorch.utilities import CombinedLoader
 from PIL import Image
 
 from ssl_weighting.cli import main
@@ -62,14 +63,20 @@ def data(folder, pool="pool-*.tar", **changes):
 
 def numbers_of(batch, first):
     """What the pictures say, of a batch's examples in the stream; and what their rows of Λ say."""
-    streamed = batch.index >= first
-    return batch.inputs[streamed][:, 0, 5, 5].tolist(), (batch.index[streamed] - first).tolist()
+    streamed = batch.row >= first
+    return batch.inputs[streamed][:, 0, 5, 5].tolist(), (batch.row[streamed] - first).tolist()
 
 
 def batches(module, count, start=0, rank=0, processes=1):
-    parts = {"a": ("unlabeled", 7), "b": ("unlabeled", 3)}
-    loader = module.streams(parts, "0", start, start + count, rank, processes)
-    return [batch for batch, _, _ in loader]
+    size = len(module.sets["unlabeled"])
+    loaders = {
+        name: module._loader(
+            "unlabeled",
+            Stream(size, batch, "0", name, start, start + count, rank, processes, module.pool_block),
+        )
+        for name, batch in (("a", 7), ("b", 3))
+    }
+    return [batch for batch, _, _ in CombinedLoader(loaders, "min_size")]
 
 
 @pytest.mark.parametrize(
@@ -85,7 +92,7 @@ def test_a_row_is_the_example_of_its_number(folder, pool, more, workers):
         for name in "ab":
             shown, rows = numbers_of(batch[name], own)
             assert shown == rows
-        seen += batch["a"].index.tolist()
+        seen += batch["a"].row.tolist()
     assert sorted(seen[: POOL + own]) == list(range(POOL + own))
     assert seen[: POOL + own] != sorted(seen[: POOL + own])
 
@@ -94,7 +101,7 @@ def test_a_resumed_run_and_several_processes_get_the_same_examples(folder):
     module = data(folder)
     whole = batches(module, 12)
     for batch, again in zip(whole[5:], batches(data(folder), 7, start=5), strict=True):
-        assert batch["a"].index.equal(again["a"].index)
+        assert batch["a"].row.equal(again["a"].row)
         assert batch["a"].inputs.equal(again["a"].inputs)
     one = Stream(68, 14, 0, "x", stop=9, block=8)
     two = [Stream(68, 7, 0, "x", stop=9, rank=rank, world_size=2, block=8) for rank in range(2)]
@@ -196,8 +203,8 @@ RUN = {
     "model.algorithm": "UDA",
     "model.backbone": "SmallConvNet",
     "model.backbone.channels": "[4,4]",
-    "model.inner_steps": 1,
-    "model.warmup_steps": 0,
+    "model.weighting.inner_steps": 1,
+    "model.weighting.warmup_steps": 0,
     "trainer.max_steps": 12,
     "trainer.val_check_interval": 6,
 }
@@ -221,7 +228,7 @@ def test_a_data_worker_that_meets_the_end_says_so_in_one_line(folder, monkeypatc
 
 def test_a_run_with_weights_for_what_streams(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
-    assert fit(**{"model.update_masked": "true"}) == 0
+    assert fit(**{"model.weighting.update_masked": "true"}) == 0
     (run,) = (folder / "runs").glob("*/*")
     assert main(["weights", str(run), "--export", "all.parquet"]) == 0
     table = pq.read_table("all.parquet").to_pydict()

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from lightning import Trainer, seed_everything
+from modules import ssl_module
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
@@ -11,7 +12,6 @@ from ssl_weighting.algorithms.uda import UDA
 from ssl_weighting.backbones.module_backbone import ModuleBackbone
 from ssl_weighting.data.tensors import TensorData
 from ssl_weighting.errors import UserError
-from ssl_weighting.module import SSLModule
 from ssl_weighting.trained import TrainedModel
 
 CLASSES = 3
@@ -116,12 +116,12 @@ def test_training_from_python(tmp_path):
     test_inputs, _, test_labels = blobs(90, seed=1)
     data = TensorData(inputs, labels, test=(test_inputs, test_labels), augmentations={"weak": noisy})
     network = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 3))
-    module = SSLModule(
+    module = ssl_module(
         num_classes=3,
         backbone=ModuleBackbone(network, head="2"),
         algorithm=UDA(strong=[nn.Dropout(0.2)]),
-        inner_steps=5,
-        ema_decay=0.9,
+        weighting_inner_steps=5,
+        theta_ema_decay=0.9,
     )
     trainer = Trainer(
         max_steps=60, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
@@ -129,7 +129,7 @@ def test_training_from_python(tmp_path):
     trainer.fit(module, data)
     trainer.test(module, data, verbose=False)
     assert trainer.callback_metrics["test/error"] < 0.1
-    weights = module.weights.values
+    weights = module.weighting.weights.values
     assert weights.shape == (data.num_unlabeled,)
     assert (weights != 1).any()
     error = float(trainer.callback_metrics["test/error"])

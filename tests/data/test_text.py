@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from modules import ssl_module
 
 from lab.speed.loop import bare_trainer
 from ssl_weighting.algorithms.uda import UDA
@@ -17,7 +18,6 @@ from ssl_weighting.cli import main
 from ssl_weighting.data.paraphrases import read_paraphrases
 from ssl_weighting.data.text import Text
 from ssl_weighting.errors import DataWarning, UserError
-from ssl_weighting.module import SSLModule
 
 ROWS = [
     *((f"loved it, great fun {i}", "good") for i in range(12)),
@@ -89,7 +89,7 @@ def test_a_batch_is_padded_to_its_longest_and_views_are_pieces(tiny_bert, tmp_pa
     data = made(write(tmp_path / "train.csv", ROWS), tiny_bert, tmp_path, max_length=16)
     data.setup("fit")
     batch = batch_of(data)
-    texts = data.load(True).describe(data.sets["unlabeled"].rows[batch.index])
+    texts = data.load(True).describe(data.sets["unlabeled"].rows[batch.row])
     tokenizer = data._tokenizer
     seen = data.view(batch.inputs, ("weak",))
     for i, text in enumerate(texts):
@@ -172,7 +172,7 @@ def test_back_translation_shows_the_rows_own_paraphrase(tiny_bert, tmp_path):
     data.setup("fit")
     batch = batch_of(data)
     seen = data.view(batch.inputs, ("back_translation", "weak"))
-    for i, row in enumerate(data.sets["unlabeled"].rows[batch.index].tolist()):
+    for i, row in enumerate(data.sets["unlabeled"].rows[batch.row].tolist()):
         expected = data._tokenizer(f"{texts[row]} xyz")["input_ids"]
         expected = expected if len(texts[row]) >= 10 else data._tokenizer(texts[row])["input_ids"]
         assert seen["input_ids"][i][seen["attention_mask"][i].bool()].tolist() == expected
@@ -225,7 +225,9 @@ def test_an_encoder_that_lacks_its_tokenizer(tiny_bert, tmp_path, monkeypatch, c
         rf"data\.tokenizer={folder}: .*(knows \d+ word pieces|no tokenizer)", capsys.readouterr().err
     )
     assert not (tmp_path / "a.yaml").exists()
-    module = SSLModule(3, Transformer(str(tiny_bert)), UDA(threshold=None, strong=["tf_idf"]), warmup_steps=9)
+    module = ssl_module(
+        3, Transformer(str(tiny_bert)), UDA(threshold=None, strong=["tf_idf"]), weighting_warmup_steps=9
+    )
     with pytest.raises(UserError, match=r"data\.tokenizer=.*|no tokenizer"):
         bare_trainer(1, "cpu").fit(module, made(path, folder, tmp_path))
 
@@ -265,7 +267,14 @@ def test_methods_train_on_a_csv_of_three_classes(tiny_bert, tmp_path, method):
         ),
         *("--data.num_labeled", "6", "--data.num_validation", "6", "--trainer.max_steps", "3"),
         *("--model.backbone.layers", "null", "--model.backbone.frozen_layers", "0"),
-        *("--model.inner_steps", "1", "--model.warmup_steps", "0", "--model.update_masked", "true"),
+        *(
+            "--model.weighting.inner_steps",
+            "1",
+            "--model.weighting.warmup_steps",
+            "0",
+            "--model.weighting.update_masked",
+            "true",
+        ),
         *(
             "--data.labeled_batch_size",
             "4",
@@ -279,6 +288,9 @@ def test_methods_train_on_a_csv_of_three_classes(tiny_bert, tmp_path, method):
     assert main(options) == 0
     (checkpoint,) = tmp_path.glob("*/*/checkpoints/last.ckpt")
     state = torch.load(checkpoint, weights_only=True)["state_dict"]
-    assert state["weights.values"].isfinite().all() and (state["record.updates"] > 0).sum() >= 5
+    assert (
+        state["weighting.weights.values"].isfinite().all()
+        and (state["weighting.stats.updates"] > 0).sum() >= 5
+    )
     if method in ("UDA", "FixMatch"):
-        assert (state["weights.values"] != 1).any()
+        assert (state["weighting.weights.values"] != 1).any()

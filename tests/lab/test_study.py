@@ -23,16 +23,16 @@ TINY = {
     "trainer.val_check_interval": 3,
     "trainer.accelerator": "cpu",
     "trainer.log_every_n_steps": 1,
-    "model.inner_steps": 2,
-    "model.warmup_steps": 1,
-    "model.update_masked": True,
+    "model.weighting.inner_steps": 2,
+    "model.weighting.warmup_steps": 1,
+    "model.weighting.update_masked": True,
     "data.unlabeled_batch_size": 16,
     "checkpoint.every_steps": 6,
 }
 STUDY = {
     "recipe": "digits_uda",
     "fixed": TINY,
-    "arms": {"fixed": {"model.weighting": "fixed"}, "per_example": None},
+    "arms": {"fixed": {"model.weighting.kind": "fixed"}, "per_example": None},
     "factors": {"data.num_labeled": [10, 20]},
     "seeds": 1,
     "control": "fixed",
@@ -63,18 +63,18 @@ def test_all_combinations_in_order(tmp_path):
         ("fixed", {"num_labeled": "20"}),
         ("per_example", {"num_labeled": "20"}),
     ]
-    assert study.cells[0].overrides == TINY | {"data.num_labeled": 10, "model.weighting": "fixed"}
+    assert study.cells[0].overrides == TINY | {"data.num_labeled": 10, "model.weighting.kind": "fixed"}
     assert study.seeds == [3, 4]
 
 
 def test_levels_of_several_options_recipes_and_cells(tmp_path):
     factors = {
         "set": {"digits": {"recipe": "digits_fixmatch"}, "moons": {"recipe": "moons", "data.noise": 0.2}},
-        "model.weight_lr": [0.1, 0.2],
+        "model.weighting.lr": [0.1, 0.2],
     }
     cells = [{"set": "moons", "arm": "fixed"}, {"weight_lr": 0.2, "set": "digits"}]
     study = read_study(write(tmp_path, factors=factors, cells=cells))
-    assert {(c.arm, c.recipe, c.overrides["model.weight_lr"]) for c in study.cells} == {
+    assert {(c.arm, c.recipe, c.overrides["model.weighting.lr"]) for c in study.cells} == {
         ("fixed", "moons", 0.1),
         ("fixed", "moons", 0.2),
         ("fixed", "digits_fixmatch", 0.2),
@@ -129,7 +129,7 @@ def test_identity_is_what_decides_the_figures(tmp_path):
         return read_study(write(tmp_path, **changes)).cells[0].settings()
 
     first = settings()
-    renamed = {"plain": {"model.weighting": "fixed"}}
+    renamed = {"plain": {"model.weighting.kind": "fixed"}}
     assert settings(arms=renamed, control="plain") == first
     assert settings(fixed=TINY | {"data.root": "/elsewhere", "data.num_workers": 2}) == first
     assert settings(fixed=TINY | {"trainer.max_steps": 7}) != first
@@ -228,8 +228,8 @@ def _wait_for_workers_to_end(folder):
 @pytest.mark.slow
 def test_a_run_that_explodes_does_not_stop_the_others(tmp_path, capsys):
     arms = {
-        "fixed": {"model.weighting": "fixed"},
-        "bad": {"model.optimizer": "torch.optim.SGD", "model.optimizer.lr": 1e30},
+        "fixed": {"model.weighting.kind": "fixed"},
+        "bad": {"model.theta.optimizer": "torch.optim.SGD", "model.theta.optimizer.lr": 1e30},
     }
     out = tmp_path / "out"
     assert main([str(write(tmp_path, arms=arms, factors={})), "--out", str(out), "--jobs", "1"]) == 1
@@ -241,7 +241,7 @@ def test_a_run_that_explodes_does_not_stop_the_others(tmp_path, capsys):
 def test_a_wrong_setting_stops_at_once(tmp_path, capsys):
     path = write(tmp_path, fixed=TINY | {"model.inner_step": 3})
     assert lab_main(["study", str(path), "--out", str(tmp_path / "out"), "--jobs", "1"]) == 2
-    assert "did you mean model.inner_steps?" in capsys.readouterr().err
+    assert "did you mean model.weighting.inner_steps?" in capsys.readouterr().err
     assert not list((tmp_path / "out").rglob("metrics.csv"))
 
 
@@ -268,7 +268,11 @@ def test_two_studies_do_not_share_a_folder(tmp_path):
 
 def two_steps(path, tmp_path, **more):
     """One run of two steps for every arm and every level."""
-    small = {"trainer.max_steps": 2, "trainer.val_check_interval": 2, "model.warmup_steps": 0} | more
+    small = {
+        "trainer.max_steps": 2,
+        "trainer.val_check_interval": 2,
+        "model.weighting.warmup_steps": 0,
+    } | more
     seen = set()
     for cell in read_study(path, small).cells:
         names = {cell.arm, *cell.levels.items()}

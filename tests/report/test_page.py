@@ -210,7 +210,7 @@ def test_a_run_with_fixed_weights_names_no_influence(copy):
     influence = config["model"]["influence"]["class_path"].rpartition(".")[2]
     subtitle = re.search('<p class="soft">UDA.*</p>', render(Run(copy), None))[0]
     assert influence in subtitle
-    config["model"] |= {"weighting": "fixed", "weight_init": 1.0}
+    config["model"]["weighting"] |= {"kind": "fixed", "init": 1.0}
     (copy / "config.yaml").write_text(yaml.safe_dump(config))
     subtitle = re.search('<p class="soft">UDA.*</p>', render(Run(copy), None))[0]
     assert "UDA · fixed weights λ = 1 · " in subtitle

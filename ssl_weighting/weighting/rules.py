@@ -18,6 +18,8 @@ BiasCorrection = Literal["global", "per_example"]
 WeightOptimizer = Literal["masked_adam", "sgd", "adam"]
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+MOMENTS = 3
+"""Most numbers of state that a rule keeps for a row."""
 
 
 def masked_adam(
@@ -99,7 +101,7 @@ class Rule:
 
 
 def make_rule(name: WeightOptimizer, lr: float, bias_correction: BiasCorrection = "global") -> Rule:
-    """The rule that ``model.weight_optimizer`` names."""
+    """The rule that ``model.weighting.optimizer`` names."""
     if name == "sgd":
         return Rule(partial(sgd, lr=lr), 0)
     if name == "adam":

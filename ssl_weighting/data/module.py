@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Sampler
 
+from ssl_weighting.checks import require
 from ssl_weighting.data.duplicates import Contents, find_copies, sentences, without_copies
 from ssl_weighting.data.remembered import NewExamples, remembered
+from ssl_weighting.data.source import ExampleSet, InMemory, Inputs, Source, View
 from ssl_weighting.data.split import Split, make_split, read_split
+from ssl_weighting.data.stream import Stream
 from ssl_weighting.errors import DataWarning, UserError
 from ssl_weighting.files import home_path
 
@@ -27,161 +29,6 @@ NO_TRAINER_PREDICT = (
     "Trainer.predict: use ssl_weighting.load(RUN), or ssl_weighting.trained.TrainedModel(module, data) in the process "
     "that trained, and its predict(examples)"
 )
-Inputs = Any
-View = Sequence[str | Callable[[Tensor], Tensor]]
-
-
-class Examples(NamedTuple):
-    """A batch as it travels to the device.
-
-    Attributes:
-        inputs: Raw inputs, (B, ...): uint8 images, float vectors, or a dictionary of token tensors.
-        labels: (B,) int64; known classes come first, from 0; −1 where unknown.
-        index: (B,) int64, the position in its list of the split: for the unlabelled one, the row of Λ.
-    """
-
-    inputs: Inputs
-    labels: Tensor
-    index: Tensor  # type: ignore[assignment]  # hides tuple.index
-
-
-class Source(Protocol):
-    """All examples of a training or test set, raw."""
-
-    labels: Tensor
-    """(n,) int64, -1 where unknown."""
-
-    def fetch(self, rows: Tensor) -> Inputs:
-        """Raw inputs of some rows, (B,) int64."""
-        ...
-
-    def checksum(self) -> str:
-        """sha256 over inputs and labels, to tell data sets apart."""
-        ...
-
-    def describe(self, rows: Tensor) -> list[str]:
-        """What a person knows some rows by, (B,) int64: a file's path, a text."""
-        ...
-
-
-class InMemory:
-    """A :class:`Source` that is one tensor (n, ...)."""
-
-    def __init__(self, inputs: Tensor, labels: Tensor) -> None:
-        self.inputs, self.labels = inputs, labels
-
-    def fetch(self, rows: Tensor) -> Tensor:
-        """See :class:`Source`."""
-        return self.inputs[rows]
-
-    def checksum(self) -> str:
-        """See :class:`Source`."""
-        digest = hashlib.sha256(f"{tuple(self.inputs.shape)} {self.inputs.dtype}".encode())
-        digest.update(self.inputs.contiguous().numpy().data)
-        digest.update(self.labels.contiguous().numpy().data)
-        return digest.hexdigest()
-
-    def describe(self, rows: Tensor) -> list[str]:
-        """See :class:`Source`: the row's number, which is all that is known."""
-        return [f"row {row}" for row in rows.tolist()]
-
-
-class ExampleSet(Dataset[Examples]):
-    """Some rows of a source, fetched a batch at a time."""
-
-    def __init__(self, source: Source, rows: Tensor, labels: Tensor) -> None:
-        self.source, self.rows, self.labels = source, rows, labels
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitems__(self, positions: list[int]) -> Examples:
-        """The batch at these positions of the list."""
-        index = torch.as_tensor(positions, dtype=torch.int64)
-        inputs = self.source.fetch(self.rows[index])
-        _refuse_not_finite(inputs, self.source, self.rows[index])
-        return Examples(inputs, self.labels[index], index)
-
-
-def _refuse_not_finite(inputs: Inputs, source: Source, rows: Tensor) -> None:
-    """A loss that is not finite would be put down to the learning rate."""
-    for values in inputs.values() if isinstance(inputs, Mapping) else (inputs,):
-        if isinstance(values, Tensor) and values.is_floating_point() and not values.isfinite().all():
-            bad = rows[~values.reshape(len(values), -1).isfinite().all(1)]
-            others = f" and {len(bad) - 1} more of its batch" if len(bad) > 1 else ""
-            raise UserError(
-                f"data: {source.describe(bad[:1])[0]}{others} holds NaN or infinity; repair it or leave it out"
-            )
-
-
-class Stream(Sampler[list[int]]):
-    """An endless shuffled sequence of batches that is a pure function of (seed, name, batch number).
-
-    Epochs follow each other without a gap and every example comes once an epoch; a batch may span two.
-    Nothing has to be saved to resume: start again at the number of batches taken.
-
-    Args:
-        size: Number of examples.
-        batch_size: Examples a batch and process.
-        seed: Seed of the run.
-        name: Tells this stream from the run's others.
-        start: First batch.
-        stop: One past the last batch; ``None`` for no end.
-        rank: This process.
-        world_size: Number of processes; each gets its own part of a batch of ``batch_size · world_size``.
-        block: If given, an epoch goes through the examples block by block of this size, and shuffles within each.
-    """
-
-    def __init__(
-        self,
-        size: int,
-        batch_size: int,
-        seed: int | str,
-        name: str,
-        start: int = 0,
-        stop: int | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-        block: int | None = None,
-    ) -> None:
-        self.size, self.batch_size, self.start, self.stop = size, batch_size, start, stop
-        self.rank, self.world_size, self.block = rank, world_size, size if block is None else block
-        self._key = f"{seed} {name}"
-        self._held, self._order = "", torch.empty(0, dtype=torch.int64)
-
-    def _permutation(self, epoch: int, block: int) -> Tensor:
-        key = f"{self._key} {epoch} {block}" if block else f"{self._key} {epoch}"
-        if key != self._held:
-            seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little") >> 1
-            first = block * self.block
-            count = min(self.block, self.size - first)
-            order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-            self._held, self._order = key, first + order
-        return self._order
-
-    def batch(self, number: int) -> Tensor:
-        """Positions of batch ``number``, (batch_size,) int64."""
-        first = (number * self.world_size + self.rank) * self.batch_size
-        parts, needed = [], self.batch_size
-        while needed:
-            epoch, place = divmod(first, self.size)
-            block, offset = divmod(place, self.block)
-            part = self._permutation(epoch, block)[offset : offset + needed]
-            parts.append(part)
-            first, needed = first + len(part), needed - len(part)
-        return torch.cat(parts)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        number = self.start
-        while self.stop is None or number < self.stop:
-            yield self.batch(number).tolist()
-            number += 1
-
-    def __len__(self) -> int:
-        """Batches of the whole run: a resumed trainer counts those that were taken before."""
-        if self.stop is None:
-            raise TypeError("an endless stream has no length")
-        return self.stop
 
 
 @lru_cache(maxsize=16)
@@ -253,19 +100,18 @@ class SSLData(LightningDataModule, ABC):
         num_workers: int = 0,
     ) -> None:
         super().__init__()
-        for key, value in (
-            ("num_labeled", num_labeled),
-            ("num_validation", num_validation),
-            ("num_unlabeled", num_unlabeled),
-            ("labeled_batch_size", labeled_batch_size),
-            ("unlabeled_batch_size", unlabeled_batch_size),
-            ("validation_batch_size", validation_batch_size),
-            ("evaluation_batch_size", evaluation_batch_size),
-        ):
-            if value is not None and value < 1:
-                raise UserError(f"data.{key}={value}: must be at least 1")
-        if num_workers < 0:
-            raise UserError(f"data.num_workers={num_workers}: must be at least 0")
+        counts = {
+            "num_labeled": num_labeled,
+            "num_validation": num_validation,
+            "num_unlabeled": num_unlabeled,
+            "labeled_batch_size": labeled_batch_size,
+            "unlabeled_batch_size": unlabeled_batch_size,
+            "validation_batch_size": validation_batch_size,
+            "evaluation_batch_size": evaluation_batch_size,
+        }
+        for key, value in counts.items():
+            require(f"data.{key}", value, value is None or value >= 1, "must be at least 1")
+        require("data.num_workers", num_workers, num_workers >= 0, "must be at least 0")
         self.num_labeled, self.num_validation = num_labeled, num_validation
         self.unlabeled_count = num_unlabeled
         self.labeled_batch_size, self.unlabeled_batch_size = labeled_batch_size, unlabeled_batch_size
@@ -275,31 +121,28 @@ class SSLData(LightningDataModule, ABC):
         self.split_seed = split_seed
         everything = range(len(self.all_class_names))
         self.known_classes = list(everything if known_classes is None else known_classes)
-        self.pool_classes = list(pool_classes or [])
-        for key, classes in (("known_classes", self.known_classes), ("pool_classes", self.pool_classes)):
-            if any(c not in everything for c in classes) or len(set(classes)) < len(classes):
-                raise UserError(
-                    f"data.{key}={classes}: must be different numbers from 0 to {len(everything) - 1}"
-                )
-        if len(self.known_classes) < 2:
-            raise UserError(f"data.known_classes={self.known_classes}: name at least 2 classes")
-        if shared := set(self.known_classes) & set(self.pool_classes):
-            raise UserError(
-                f"data.pool_classes={self.pool_classes}: {sorted(shared)} are known_classes already"
-            )
-        if foreign_fraction is not None and not 0 <= foreign_fraction < 1:
-            raise UserError(f"data.foreign_fraction={foreign_fraction}: must be at least 0 and below 1")
-        if foreign_fraction is not None and not self.pool_classes:
-            raise UserError(f"data.foreign_fraction={foreign_fraction}: needs data.pool_classes as well")
-        self.foreign_fraction = foreign_fraction
-        if not self.has_test and evaluate_test:
-            raise UserError(
-                f"data.evaluate_test: {self.name} has no test set; give data.test, or leave it out"
-            )
+        self.pool_classes, self.foreign_fraction = list(pool_classes or []), foreign_fraction
+        self._check_classes_asked_for()
+        no_test = f"{self.name} has no test set; give data.test, or leave it out"
+        require("data.evaluate_test", evaluate_test, self.has_test or not evaluate_test, no_test)
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        """Of the run: batches follow from it and the step. A resumed run goes on with its own."""
         self.memory = remembered()
         self.split: Split | None = None
         self.sets: dict[str, ExampleSet] = {}
-        self.training_batches: Callable[[], CombinedLoader]
+
+    def _check_classes_asked_for(self) -> None:
+        known, pool, share = self.known_classes, self.pool_classes, self.foreign_fraction
+        last = len(self.all_class_names) - 1
+        for key, classes in (("known_classes", known), ("pool_classes", pool)):
+            fine = all(0 <= c <= last for c in classes) and len(set(classes)) == len(classes)
+            require(f"data.{key}", classes, fine, f"must be different numbers from 0 to {last}")
+        require("data.known_classes", known, len(known) >= 2, "name at least 2 classes")
+        shared = set(known) & set(pool)
+        require("data.pool_classes", pool, not shared, f"{sorted(shared)} are known_classes already")
+        if share is not None:
+            require("data.foreign_fraction", share, 0 <= share < 1, "must be at least 0 and below 1")
+            require("data.foreign_fraction", share, bool(pool), "needs data.pool_classes as well")
 
     # ---- what a data set writes ---------------------------------------------------------------------------
 
@@ -416,11 +259,11 @@ class SSLData(LightningDataModule, ABC):
                     num_labeled=self.num_labeled,
                     num_validation=self.num_validation,
                     num_unlabeled=self.unlabeled_count,
-                    seed=self._seed(),
+                    seed=self.seed if self.split_seed is None else self.split_seed,
                     first=self.labeled_first(train),
                 )
             for part in ("labeled", "validation", "unlabeled"):
-                self.sets[part] = self._subset(train, getattr(self.split, part))
+                self.sets[part] = self._subset(train, getattr(self.split, part), part == "unlabeled")
         if stage == "test" or (stage is None and self.has_test) or self.evaluate_test:
             self._setup_test()
 
@@ -436,9 +279,6 @@ class SSLData(LightningDataModule, ABC):
         for sentence in sentences(copies, contents, test):
             warnings.warn(sentence, DataWarning, stacklevel=2)
         return without_copies(train.labels, copies, contents)
-
-    def _seed(self) -> int:
-        return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.split_seed is None else self.split_seed
 
     def _check_classes(self, split: Split, labels: Tensor) -> None:
         """A split of other classes would give labels that the network has no output for."""
@@ -460,15 +300,40 @@ class SSLData(LightningDataModule, ABC):
             known = torch.isin(test.labels, torch.tensor(self.known_classes))
             self.sets["test"] = self._subset(test, known.nonzero().flatten())
 
-    def _subset(self, source: Source, rows: Tensor) -> ExampleSet:
+    def _subset(self, source: Source, rows: Tensor, pool: bool = False) -> ExampleSet:
         renumbered = torch.full((len(self.all_class_names) + 1,), -1)
         for new, old in enumerate((*self.known_classes, *self.pool_classes)):
             renumbered[old] = new
-        return ExampleSet(source, rows, renumbered[source.labels[rows]])
+        return ExampleSet(source, rows, renumbered[source.labels[rows]], pool)
+
+    def unlabeled_labels(self) -> Tensor:
+        """True labels (|U|,) int64 of the unlabelled examples, −1 where unknown. Never trained on."""
+        return self.sets["unlabeled"].labels
+
+    def judged_labels(self, rows: Tensor) -> Tensor:
+        """Labels (n,) int64 to judge unlabelled examples by, from their rows (n,).
+
+        −1 where unknown, and of the labelled examples in the pool, whose labels training has seen.
+        """
+        assert self.split is not None
+        seen = torch.isin(self.split.unlabeled[rows], self.split.labeled)
+        return self.unlabeled_labels()[rows].masked_fill(seen, -1)
+
+    def preview(self, part: str, positions: Sequence[int]) -> Inputs:
+        """Raw inputs of some examples of a list of the split."""
+        return self.sets[part].__getitems__(positions).inputs
 
     # ---- loaders ------------------------------------------------------------------------------------------
 
-    def _loader(self, part: str, sampler: Sampler[list[int]]) -> DataLoader[Examples]:
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run draws its batches by."""
+        return {"seed": self.seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the batches of the run that saved this."""
+        self.seed = state_dict["seed"]
+
+    def _loader(self, part: str, sampler: Sampler[list[int]]) -> DataLoader[Any]:
         return DataLoader(
             self.sets[part],
             batch_sampler=sampler,
@@ -478,33 +343,49 @@ class SSLData(LightningDataModule, ABC):
             persistent_workers=False,
         )
 
-    def streams(
-        self,
-        parts: Mapping[str, tuple[str, int]],
-        seed: str,
-        start: int,
-        stop: int | None,
-        rank: int,
-        world_size: int,
+    def _streams(
+        self, purpose: str, sizes: Mapping[str, int], start: int, stop: int | None, a_pass: int | None = None
     ) -> CombinedLoader:
-        """Shuffled batches of several lists side by side.
-
-        Args:
-            parts: For every name in the result, the list of the split it is drawn from, and the batch size.
-            seed: Seed of the run, and what the batches are for.
-            start: First batch.
-            stop: One past the last.
-            rank: This process.
-            world_size: Number of processes.
-        """
+        """Shuffled batches of several lists side by side, from batch number ``start`` on."""
+        rank, world = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
         loaders = {}
-        for name, (part, size) in parts.items():
+        for part, size in sizes.items():
             block = self.pool_block if part == "unlabeled" else None
-            stream = Stream(len(self.sets[part]), size, seed, name, start, stop, rank, world_size, block)
-            loaders[name] = self._loader(part, stream)
+            key = f"{self.seed} {purpose}"
+            stream = Stream(len(self.sets[part]), size, key, part, start, stop, rank, world, block, a_pass)
+            loaders[part] = self._loader(part, stream)
         return CombinedLoader(loaders, "min_size")
 
-    def in_order(self, part: str) -> DataLoader[Examples]:
+    def train_dataloader(self) -> CombinedLoader:
+        """Labelled and unlabelled batches side by side, from the step at which the trainer stands.
+
+        Each is ``{"labeled": LabeledBatch, "unlabeled": Batch}``. They end with the trainer's ``max_steps``; without it,
+        or without a trainer, after as many as go once through the pool, and go on from there in the next epoch.
+        """
+        sizes = {"labeled": self.labeled_batch_size, "unlabeled": self.unlabeled_batch_size}
+        trainer = self.trainer
+        batches = 1 if trainer is None else trainer.accumulate_grad_batches
+        if trainer is not None:
+            batches = getattr(trainer.lightning_module, "batches_per_step", batches)
+        start = 0 if trainer is None else trainer.global_step * batches
+        if trainer is not None and trainer.max_steps > 0:
+            return self._streams("theta", sizes, start, trainer.max_steps * batches)
+        world = 1 if trainer is None else trainer.world_size
+        a_pass = -(-self.num_unlabeled // (self.unlabeled_batch_size * world))
+        return self._streams("theta", sizes, start, None, a_pass)
+
+    def influence_batches(self, done: int) -> CombinedLoader:
+        """Fresh D', U' and V' without end, after those of ``done`` Λ steps (Alg. 1, line 7)."""
+        world = 1 if self.trainer is None else self.trainer.world_size
+        validation = min(self.validation_batch_size, -(-len(self.sets["validation"]) // world))
+        sizes = {
+            "labeled": self.labeled_batch_size,
+            "unlabeled": self.unlabeled_batch_size,
+            "validation": validation,
+        }
+        return self._streams("influence", sizes, done, None)
+
+    def in_order(self, part: str) -> DataLoader[Any]:
         """A list, batch by batch, in its order; of several processes each gets its own part."""
         size, rank, processes = len(self.sets[part]), 0, 1
         if self.divides_evaluation and self.trainer is not None:
@@ -512,11 +393,7 @@ class SSLData(LightningDataModule, ABC):
         mine = range(rank, size, processes) if size >= processes else range(size)
         return self._loader(part, BatchSampler(mine, self.evaluation_batch_size, drop_last=False))
 
-    def train_dataloader(self) -> CombinedLoader:
-        """The batches of the θ steps; which come when is the loop's to say."""
-        return self.training_batches()
-
-    def val_dataloader(self) -> list[DataLoader[Examples]]:
+    def val_dataloader(self) -> list[DataLoader[Any]]:
         """The validation set, and the test set if its error is to be followed."""
         return [self.in_order("validation"), *([self.in_order("test")] if self.evaluate_test else [])]
 
@@ -528,6 +405,6 @@ class SSLData(LightningDataModule, ABC):
         """
         raise UserError(NO_TRAINER_PREDICT)
 
-    def test_dataloader(self) -> DataLoader[Examples]:
+    def test_dataloader(self) -> DataLoader[Any]:
         """The test set, known classes only."""
         return self.in_order("test")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
 from ssl_weighting.errors import UserError
@@ -154,5 +155,22 @@ class RowFile:
         if self.step != step:
             raise UserError(
                 f"{self.path}: holds the weights of step {self.step}, the checkpoint is of step {step}; with "
-                "weight_storage: disk only the last checkpoint can be gone on from"
+                "storage: disk only the last checkpoint can be gone on from"
             )
+
+
+def open_rows(folder: Path, size: int, defaults: Tensor, strategy: Strategy) -> RowFile:
+    """``weights.rows`` in a run's folder, made by the first process."""
+    path = folder / "weights.rows"
+    if strategy.is_global_zero:
+        RowFile(path, size, defaults)
+    strategy.barrier("weights.rows")
+    return RowFile(path, size, defaults)
+
+
+def open_rows_at(file: RowFile, step: int, strategy: Strategy) -> None:
+    """Bring a file that several processes share to the step of a checkpoint."""
+    if strategy.is_global_zero:
+        file.open_at(step)
+    strategy.barrier("weights.rows")
+    file.open_at(step)
