@@ -28,10 +28,11 @@ demo: .venv/core ## learn weights on real digits, about two minutes
 test: .venv/installed ## all tests
 	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
-lint: .venv/installed ## ruff and mypy
+lint: .venv/installed ## ruff, mypy, and who may import whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 docs: .venv/installed ## the documentation site, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

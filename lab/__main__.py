@@ -6,9 +6,9 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 
+from ssl_weighting.app.names import suggestion
+from ssl_weighting.app.threads import wait_asleep
 from ssl_weighting.errors import UserError
-from ssl_weighting.names import suggestion
-from ssl_weighting.threads import wait_asleep
 
 COMMANDS = {"study": "lab.study", "tables": "lab.tables", "bench": "lab.speed"}
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
+from ssl_weighting.app.recipes import find_recipe
 from ssl_weighting.errors import UserError
-from ssl_weighting.recipes import find_recipe
 
 RESULTS = 1
 """Raised when the code gives other figures for the same settings: every run is then made anew."""

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lab.records import Record, error_of, has_medians, parts_of
+from ssl_weighting.app.report.boundaries import animate_boundaries, draw_boundaries
+from ssl_weighting.app.runs import Run
 from ssl_weighting.files import whole_file
-from ssl_weighting.report.boundaries import animate_boundaries, draw_boundaries
-from ssl_weighting.runs import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from ssl_weighting.app.runs import Run
 from ssl_weighting.errors import UserError
-from ssl_weighting.runs import Run
 
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]
 PARTS = ("test", "validation")

@@ -28,9 +28,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from lab.cells import CIRCUMSTANCES, Cell, Study, matches, parse_seeds, read_study
 from lab.records import figures_of
+from ssl_weighting.app.threads import free_cores
 from ssl_weighting.errors import NonFiniteError, UserError
 from ssl_weighting.files import whole_file
-from ssl_weighting.threads import free_cores
 
 KEPT = (
     "config.yaml",
@@ -54,7 +54,7 @@ def train(cell: Cell, seed: int, folder: Path) -> float:
     Returns:
         Its seconds.
     """
-    from ssl_weighting.cli import run_lightning
+    from ssl_weighting.app.cli import run_lightning
 
     folder.mkdir(parents=True, exist_ok=True)
     arguments = ["fit", "--config", cell.recipe, "--seed_everything", str(seed), "--runs", str(folder)]
@@ -114,7 +114,7 @@ def _start_worker() -> None:
     """
     import torch
 
-    from ssl_weighting.cli import run_lightning  # noqa: F401
+    from ssl_weighting.app.cli import run_lightning  # noqa: F401
 
     torch.set_num_threads(1)
     parent = multiprocessing.parent_process()

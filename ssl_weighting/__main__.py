@@ -2,6 +2,6 @@
 
 import sys
 
-from ssl_weighting.cli import main
+from ssl_weighting.app.cli import main
 
 sys.exit(main())

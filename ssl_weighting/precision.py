@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from ssl_weighting.distributed import is_first_process
 from ssl_weighting.errors import DataWarning, UserError
-from ssl_weighting.launch import is_first_process
 
 BFLOAT16_UNITS = {"avx512_bf16", "amx_bf16", "bf16"}
 """What Linux calls them: x86's two, and ARM's."""

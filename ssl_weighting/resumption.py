@@ -46,7 +46,7 @@ def take_options(checkpoint: dict[str, Any], options: list[dict[str, Any]], sche
     Only those that were changed: an optimiser may keep numbers of its own among them (Prodigy its estimate of the rate).
 
     Args:
-        checkpoint: Lightning's, with ``ssl_weighting.options``, those that the optimiser was made with; is changed.
+        checkpoint: Lightning's, with ``ssl_weighting.app.options``, those that the optimiser was made with; is changed.
         options: Those that it is made with now, a mapping each group.
         schedule: The one that holds now.
     """

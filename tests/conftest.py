@@ -118,7 +118,7 @@ def web(
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run of nine steps on digits. Copy it before changing it."""
-    from ssl_weighting.cli import main
+    from ssl_weighting.app.cli import main
 
     runs = tmp_path_factory.mktemp("runs")
     options = {

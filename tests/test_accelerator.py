@@ -13,13 +13,15 @@ from lightning.pytorch.plugins import MixedPrecision
 from modules import ssl_module
 from torch import nn
 
-from ssl_weighting import trained
 from ssl_weighting.algorithms.fixmatch import FixMatch
 from ssl_weighting.algorithms.uda import UDA
+from ssl_weighting.app import trained
+from ssl_weighting.app.cli import main
+from ssl_weighting.app.run import CLI
+from ssl_weighting.app.trained import TrainedModel
 from ssl_weighting.augment import CTAugment
 from ssl_weighting.backbones.conv import SmallConvNet
 from ssl_weighting.backbones.transformer import Transformer
-from ssl_weighting.cli import main
 from ssl_weighting.data.imdb import Imdb
 from ssl_weighting.data.tensors import TensorData
 from ssl_weighting.influence.exact import ExactLastLayer
@@ -27,8 +29,6 @@ from ssl_weighting.influence.identity import Identity
 from ssl_weighting.influence.larsen import Larsen
 from ssl_weighting.influence.relative import RelativeInfluence
 from ssl_weighting.module import SSLModule
-from ssl_weighting.run import CLI
-from ssl_weighting.trained import TrainedModel
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),

@@ -14,9 +14,9 @@ import pytest
 import torch
 import yaml
 
-from ssl_weighting import cli, recipes
-from ssl_weighting.cli import main
-from ssl_weighting.recipes import recipe_folder, recipe_names
+from ssl_weighting.app import cli, recipes
+from ssl_weighting.app.cli import main
+from ssl_weighting.app.recipes import recipe_folder, recipe_names
 
 TINY = [
     *("--trainer.max_steps", "9", "--trainer.val_check_interval", "5", "--trainer.accelerator", "cpu"),

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from ssl_weighting.cli import COMMANDS, main
+from ssl_weighting.app.cli import COMMANDS, main
 
 
 @pytest.fixture(scope="module")

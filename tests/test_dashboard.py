@@ -2,8 +2,8 @@
 
 import pytest
 
-from ssl_weighting.cli import main
-from ssl_weighting.dashboard import has_wandb_key, layout
+from ssl_weighting.app.cli import main
+from ssl_weighting.app.dashboard import has_wandb_key, layout
 
 workspaces = pytest.importorskip("wandb_workspaces.workspaces")
 

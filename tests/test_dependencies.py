@@ -150,7 +150,7 @@ def test_without_timm(without):
 
 
 def test_without_wandb_workspaces(without):
-    from ssl_weighting.dashboard import layout
+    from ssl_weighting.app.dashboard import layout
 
     without("wandb_workspaces")
     with pytest.raises(UserError, match=r"pip install 'ssl-weighting\[dashboard\]'"):
@@ -158,7 +158,7 @@ def test_without_wandb_workspaces(without):
 
 
 def test_without_tensorboard(without):
-    from ssl_weighting.callbacks import TensorBoard
+    from ssl_weighting.app.callbacks import TensorBoard
 
     without("tensorboard")
     with pytest.raises(UserError, match=r"pip install 'ssl-weighting\[tensorboard\]'"):
@@ -168,7 +168,7 @@ def test_without_tensorboard(without):
 def test_without_sentencepiece(monkeypatch):
     import transformers
 
-    from ssl_weighting.paraphrase import Translator
+    from ssl_weighting.app.paraphrase import Translator
 
     def needs(*_, **__):
         raise ImportError("MarianTokenizer requires the SentencePiece library")

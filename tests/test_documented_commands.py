@@ -34,7 +34,7 @@ from PIL import Image
 
 from lab.__main__ import main as laboratory
 from lab.speed import influence, memory, per_example_gradient, throughput
-from ssl_weighting.cli import COMMANDS, main
+from ssl_weighting.app.cli import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted(

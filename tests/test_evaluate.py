@@ -15,7 +15,7 @@ from made_up import write_films
 from PIL import Image
 
 import ssl_weighting
-from ssl_weighting.cli import main
+from ssl_weighting.app.cli import main
 from ssl_weighting.errors import UserError
 from ssl_weighting.module import SSLModule
 

@@ -4,8 +4,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from ssl_weighting.app.examples import extremes, none_stands_out, on_one_line, pictures
 from ssl_weighting.data.source import ExampleSet, InMemory
-from ssl_weighting.examples import extremes, none_stands_out, on_one_line, pictures
 
 
 def table(weight, influence, updates=None, guesses=None):

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ssl_weighting import export
-from ssl_weighting.cli import main
-from ssl_weighting.runs import Run
+from ssl_weighting.app import export
+from ssl_weighting.app.cli import main
+from ssl_weighting.app.runs import Run
 
 
 def test_it_lists_the_extremes(tiny_run, capsys):

@@ -15,11 +15,11 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from ssl_weighting.callbacks import RunFiles
-from ssl_weighting.cli import main
+from ssl_weighting.app.callbacks import RunFiles
+from ssl_weighting.app.cli import main
+from ssl_weighting.app.launch import explained, locked, release
 from ssl_weighting.errors import LocalError, NonFiniteError, UserError
 from ssl_weighting.files import whole_file
-from ssl_weighting.launch import explained, locked, release
 from ssl_weighting.views import Views
 from ssl_weighting.weighting.row_file import RowFile
 from ssl_weighting.weighting.weighting import row_defaults
@@ -113,7 +113,7 @@ class At(Callback):
 @contextmanager
 def at(monkeypatch, step, what):
     """The commands of this process meet ``what`` before θ step ``step``."""
-    from ssl_weighting import run
+    from ssl_weighting.app import run
 
     with monkeypatch.context() as patch:
         patch.setattr(run, "progress_callback", lambda: At(step, what))

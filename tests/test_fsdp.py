@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from ssl_weighting.cli import main
+from ssl_weighting.app.cli import main
 
 pytestmark = pytest.mark.slow
 

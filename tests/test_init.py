@@ -11,12 +11,12 @@ import yaml
 from made_up import write_films
 from PIL import Image
 
-from ssl_weighting.cli import main
+from ssl_weighting.app.cli import main
+from ssl_weighting.app.init import images as init_images
+from ssl_weighting.app.init import timing
+from ssl_weighting.app.runs import Run
 from ssl_weighting.data import read_split
 from ssl_weighting.data.images import Images
-from ssl_weighting.init import images as init_images
-from ssl_weighting.init import timing
-from ssl_weighting.runs import Run
 
 BUDGET = [
     *("--trainer.max_steps", "4", "--trainer.val_check_interval", "2", "--trainer.accelerator", "cpu"),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ssl_weighting.cli import main
+from ssl_weighting.app.cli import main
 
 JARGON = (
     "typing.",

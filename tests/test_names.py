@@ -2,9 +2,9 @@
 
 import pytest
 
-from ssl_weighting.cli import COMMANDS, main
-from ssl_weighting.names import nearest
-from ssl_weighting.recipes import find_recipe
+from ssl_weighting.app.cli import COMMANDS, main
+from ssl_weighting.app.names import nearest
+from ssl_weighting.app.recipes import find_recipe
 
 
 def said(capsys, *arguments):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from ssl_weighting.cli import main
-from ssl_weighting.trainer_options import OPTIONS
+from ssl_weighting.app.cli import main
+from ssl_weighting.app.trainer_options import OPTIONS
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def test_the_help_fits_on_some_pages(page):
 
 
 def test_every_option_is_there(page):
-    from ssl_weighting.choices import PLUGINS, arguments, classes
+    from ssl_weighting.app.choices import PLUGINS, arguments, classes
     from ssl_weighting.data import SSLData
     from ssl_weighting.module import SSLModule
 

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ssl_weighting.cli import main
+from ssl_weighting.app.cli import main
+from ssl_weighting.app.paraphrase import sentences_of
 from ssl_weighting.data.text import Text
-from ssl_weighting.paraphrase import sentences_of
 
 
 @pytest.fixture(scope="module")

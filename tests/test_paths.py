@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from ssl_weighting.cli import main
+from ssl_weighting.app.cli import main
+from ssl_weighting.app.recipes import recipe_folder
 from ssl_weighting.errors import UnwritableError, UserError
 from ssl_weighting.files import check_utf8, home_path, whole_file
-from ssl_weighting.recipes import recipe_folder
 
 SHORT = [
     *("--trainer.max_steps", "2", "--trainer.accelerator", "cpu", "--data.unlabeled_batch_size", "16"),

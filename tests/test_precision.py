@@ -9,14 +9,14 @@ from modules import ssl_module
 
 from ssl_weighting import precision
 from ssl_weighting.algorithms.pseudo_label import PseudoLabel
+from ssl_weighting.app.cli import main
+from ssl_weighting.app.init import timing
+from ssl_weighting.app.init.choice import Choice
+from ssl_weighting.app.recipes import recipe_folder
 from ssl_weighting.backbones.conv import SmallConvNet
-from ssl_weighting.cli import main
 from ssl_weighting.data.digits import Digits
 from ssl_weighting.errors import DataWarning, UserError
-from ssl_weighting.init import timing
-from ssl_weighting.init.choice import Choice
 from ssl_weighting.precision import has_bfloat16, settled_precision
-from ssl_weighting.recipes import recipe_folder
 
 
 @pytest.mark.parametrize("fast", [False, True])

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from ssl_weighting.cli import main
-from ssl_weighting.recipes import recipe_names
+from ssl_weighting.app.cli import main
+from ssl_weighting.app.recipes import recipe_names
 
 SMALL = [
     *("--trainer.max_steps", "2", "--trainer.accelerator", "cpu", "--model.weighting.inner_steps", "1"),

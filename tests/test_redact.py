@@ -1,6 +1,6 @@
 """No key reaches a copy of a configuration."""
 
-from ssl_weighting.redact import without_secrets
+from ssl_weighting.app.redact import without_secrets
 
 
 def test_what_is_named_like_a_secret_is_left_out():

@@ -7,7 +7,7 @@ import time
 
 import torch
 
-from ssl_weighting.cli import main
+from ssl_weighting.app.cli import main
 
 OPTIONS = [
     *("fit", "--config", "digits_uda", "--trainer.max_steps", "60", "--trainer.val_check_interval", "20"),

@@ -15,13 +15,13 @@ from ssl_weighting.algorithms.fixmatch import FixMatch
 from ssl_weighting.algorithms.freematch import FreeMatch
 from ssl_weighting.algorithms.remixmatch import ReMixMatch
 from ssl_weighting.algorithms.uda import UDA
+from ssl_weighting.app.resume import FIXED, Resumed, refuse_changes
 from ssl_weighting.backbones.conv import SmallConvNet
 from ssl_weighting.data.digits import Digits
 from ssl_weighting.errors import UserError
 from ssl_weighting.influence.identity import Identity
 from ssl_weighting.influence.truncated_unroll import TruncatedUnroll
 from ssl_weighting.module import SSLModule
-from ssl_weighting.resume import FIXED, Resumed, refuse_changes
 from ssl_weighting.weighting.weighting import fitted_moments
 
 

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ssl_weighting.app.runs import Run
 from ssl_weighting.errors import UserError
-from ssl_weighting.runs import Run
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from ssl_weighting.cli import main
+from ssl_weighting.app.cli import main
 
 SHORT = [
     *(

@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from ssl_weighting.threads import free_cores
+from ssl_weighting.app.threads import free_cores
 
 COUNT = (
     "import os, sys; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-    "from ssl_weighting.threads import use_free_cores, wait_asleep\n"
+    "from ssl_weighting.app.threads import use_free_cores, wait_asleep\n"
     "wait_asleep(); assert 'torch' not in sys.modules; print(use_free_cores(), os.environ['OMP_WAIT_POLICY'])"
 )
 
@@ -29,9 +29,7 @@ def test_one_core_one_thread_that_sleeps_while_it_waits():
 
 
 def test_what_the_environment_says_is_kept():
-    program = (
-        "from ssl_weighting.threads import *; wait_asleep(); import os; print(os.environ['OMP_WAIT_POLICY'])"
-    )
+    program = "from ssl_weighting.app.threads import *; wait_asleep(); import os; print(os.environ['OMP_WAIT_POLICY'])"
     assert run(program, OMP_WAIT_POLICY="ACTIVE") == "ACTIVE"
 
 
@@ -42,7 +40,7 @@ def test_a_quota_of_the_control_group_counts(monkeypatch):
 
 def test_the_command_sets_it_before_torch_is_there(capsys):
     program = (
-        "import sys, os; from ssl_weighting.cli import main; assert 'torch' not in sys.modules\n"
+        "import sys, os; from ssl_weighting.app.cli import main; assert 'torch' not in sys.modules\n"
         "main(['--version']); print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
     )
     assert run(program).splitlines()[-1] == "PASSIVE False"

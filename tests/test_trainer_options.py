@@ -5,10 +5,10 @@ import inspect
 import pytest
 from lightning.pytorch import Trainer
 
-from ssl_weighting.cli import main
+from ssl_weighting.app.cli import main
+from ssl_weighting.app.run import TRAINER_DEFAULTS
+from ssl_weighting.app.trainer_options import OPTIONS, check_trainer, refused
 from ssl_weighting.errors import UserError
-from ssl_weighting.run import TRAINER_DEFAULTS
-from ssl_weighting.trainer_options import OPTIONS, check_trainer, refused
 
 LIGHTNINGS = {
     name: p.default for name, p in inspect.signature(Trainer.__init__).parameters.items() if name != "self"

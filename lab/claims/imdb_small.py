@@ -41,7 +41,7 @@ def run(root: str, encoder: str, steps: int, tested: int, arm: str, seed: int) -
     """The row of one run."""
     import torch
 
-    from ssl_weighting.cli import run_lightning
+    from ssl_weighting.app.cli import run_lightning
 
     torch.set_num_threads(1)
     began = time.perf_counter()

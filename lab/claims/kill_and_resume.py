@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from ssl_weighting.recipes import find_recipe
+from ssl_weighting.app.recipes import find_recipe
 
 RECIPE_OVERRIDES = {  # so short that a hundred of them fit into an hour
     "demo": "--trainer.max_steps 60 --trainer.val_check_interval 25 --model.weighting.warmup_steps 5",

@@ -34,7 +34,7 @@ def run(root: str, solver: str, options: list[str]) -> dict[str, Any]:
     """One run of the command. Returns what its metrics.csv says of the influences."""
     import torch
 
-    from ssl_weighting.cli import run_lightning
+    from ssl_weighting.app.cli import run_lightning
 
     torch.set_num_threads(1)
     arguments = [

@@ -26,8 +26,8 @@ from ssl_weighting.errors import DataWarning, UserError
 from ssl_weighting.files import home_path
 
 NO_TRAINER_PREDICT = (
-    "Trainer.predict: use ssl_weighting.load(RUN), or ssl_weighting.trained.TrainedModel(module, data) in the process "
-    "that trained, and its predict(examples)"
+    "Trainer.predict: use ssl_weighting.load(RUN), or ssl_weighting.app.trained.TrainedModel(module, data) in the "
+    "process that trained, and its predict(examples)"
 )
 
 

@@ -150,6 +150,59 @@ def _require_enough(
     raise UserError(reason)
 
 
+def _require_labels(counts: Tensor, num_labeled: int | None, data_set: str, names: Sequence[str]) -> None:
+    """Refuse classes that would get no label."""
+    for name, count in zip(names, counts.tolist(), strict=True):
+        if count == 0:
+            raise UserError(
+                f"data.known_classes: class {name!r} has no labelled example in {data_set}; give it one or leave it out"
+            )
+    available = int(counts.sum())
+    if num_labeled is not None and num_labeled > available:
+        raise UserError(
+            f"data.num_labeled={num_labeled}: {data_set} has only {available} training examples of the known "
+            "classes"
+        )
+    if num_labeled is not None and num_labeled < len(names):
+        raise UserError(
+            f"data.num_labeled={num_labeled}: class {names[-1]!r} would get no label; {data_set} "
+            f"needs at least {len(names)}, one a class"
+        )
+
+
+def _shuffled(members: Tensor, first: Tensor | None, generator: torch.Generator) -> Tensor:
+    """Rows of a class in random order, those of ``first`` before the others."""
+    rows = members[torch.randperm(len(members), generator=generator)]
+    if first is None:
+        return rows
+    before = torch.isin(rows, first)
+    return torch.cat((rows[before], rows[~before]))
+
+
+def _foreign_wanted(
+    own: int, there: int, labeled: int, fraction: float | None, num_unlabeled: int | None
+) -> int:
+    """How many examples of the pool are to be foreign."""
+    if num_unlabeled is not None:
+        if not labeled < num_unlabeled <= own + there:
+            raise UserError(
+                f"data.num_unlabeled={num_unlabeled}: must be above the {labeled} labelled examples, which are "
+                f"among the unlabelled ones, and at most the {own + there} there are"
+            )
+        return round(num_unlabeled * (there / (own + there) if fraction is None else fraction))
+    return there if fraction is None else round(own * fraction / (1 - fraction))
+
+
+def _require_foreign(own: int, there: int, wanted: int, fraction: float | None) -> None:
+    """Refuse a share that there are not enough foreign examples for."""
+    if wanted > there:
+        largest = math.floor(1000 * there / (there + own)) / 1000
+        raise UserError(
+            f"data.foreign_fraction={fraction}: {own} unlabelled examples of the known classes need {wanted} "
+            f"foreign ones, data.pool_classes have {there}; at most {largest} can be reached"
+        )
+
+
 def make_split(
     labels: Tensor,
     *,
@@ -187,67 +240,29 @@ def make_split(
     Raises:
         UserError: If there are too few examples, or a class would get no label.
     """
+    names = [class_names[c] for c in known_classes]
     members = [(labels == c).nonzero().flatten() for c in known_classes]
     counts = torch.tensor([len(m) for m in members])
-    available = int(counts.sum())
-    for c, count in zip(known_classes, counts.tolist(), strict=True):
-        if count == 0:
-            raise UserError(
-                f"data.known_classes: class {class_names[c]!r} has no labelled example in {data_set}; "
-                "give it one or leave it out"
-            )
-    if num_labeled is not None and num_labeled > available:
-        raise UserError(
-            f"data.num_labeled={num_labeled}: {data_set} has only {available} training examples of the known "
-            "classes"
-        )
-    if num_labeled is not None and num_labeled < len(known_classes):
-        raise UserError(
-            f"data.num_labeled={num_labeled}: class {class_names[known_classes[-1]]!r} would get no label; {data_set} "
-            f"needs at least {len(known_classes)}, one a class"
-        )
-    names = [class_names[c] for c in known_classes]
+    _require_labels(counts, num_labeled, data_set, names)
     _require_enough(counts, num_labeled, num_validation, data_set, names)
     generator = torch.Generator().manual_seed(seed)
-    shuffled = [m[torch.randperm(len(m), generator=generator)] for m in members]
-    if first is not None:
-        before = [torch.isin(m, first) for m in shuffled]
-        shuffled = [torch.cat((m[b], m[~b])) for m, b in zip(shuffled, before, strict=True)]
-    labeled_share, validation_share = _shares(counts, num_labeled, num_validation)
-    labeled = torch.cat([m[:s] for m, s in zip(shuffled, labeled_share.tolist(), strict=True)])
-    validation = torch.cat(
-        [
-            m[s : s + v]
-            for m, s, v in zip(shuffled, labeled_share.tolist(), validation_share.tolist(), strict=True)
-        ]
-    )
+    # Labelled and validation examples: class by class, at random, those that have to be labelled first.
+    shuffled = [_shuffled(m, first, generator) for m in members]
+    shares = _shares(counts, num_labeled, num_validation)
+    drawn = list(zip(shuffled, *(share.tolist() for share in shares), strict=True))
+    labeled = torch.cat([m[:s] for m, s, _ in drawn])
+    validation = torch.cat([m[s : s + v] for m, s, v in drawn])
+    # The pool: all others of the known classes and without a label, the labelled ones among them.
     pool = torch.isin(labels, torch.tensor([*known_classes, -1]))
     pool[validation] = False
     foreign = [(labels == c).nonzero().flatten() for c in pool_classes]
-    own, there = int(pool.sum()), sum(map(len, foreign))
+    there = sum(map(len, foreign))
+    wanted = _foreign_wanted(int(pool.sum()), there, len(labeled), foreign_fraction, num_unlabeled)
     if num_unlabeled is not None:
-        if not len(labeled) < num_unlabeled <= own + there:
-            raise UserError(
-                f"data.num_unlabeled={num_unlabeled}: must be above the {len(labeled)} labelled examples, which are "
-                f"among the unlabelled ones, and at most the {own + there} there are"
-            )
-        share = there / (own + there) if foreign_fraction is None else foreign_fraction
-        wanted = round(num_unlabeled * share)
         pool = _fewer(pool, labeled, num_unlabeled - wanted, generator)
-    elif foreign_fraction is not None:
-        wanted = round(own * foreign_fraction / (1 - foreign_fraction))
-    else:
-        wanted = there
-    if wanted > there:
-        own = int(pool.sum())
-        largest = math.floor(1000 * there / (there + own)) / 1000
-        raise UserError(
-            f"data.foreign_fraction={foreign_fraction}: {own} unlabelled examples of the known classes need {wanted} "
-            f"foreign ones, data.pool_classes have {there}; at most {largest} can be reached"
-        )
-    if wanted < there:
-        foreign = _some(foreign, wanted, generator)
-    for rows in foreign:
+    _require_foreign(int(pool.sum()), there, wanted, foreign_fraction)
+    # What is foreign to them, class by class in proportion.
+    for rows in _some(foreign, wanted, generator) if wanted < there else foreign:
         pool[rows] = True
     if num_labeled is None and int(pool.sum()) == len(labeled):
         raise UserError(

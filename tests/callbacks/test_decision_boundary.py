@@ -8,8 +8,8 @@ import pytest
 import torch
 from sklearn.datasets import make_moons
 
-from ssl_weighting.callbacks import DecisionBoundary
-from ssl_weighting.cli import run_lightning
+from ssl_weighting.app.callbacks import DecisionBoundary
+from ssl_weighting.app.cli import run_lightning
 
 OPTIONS = [
     *("--trainer.max_steps", "120", "--trainer.val_check_interval", "60", "--trainer.accelerator", "cpu"),
@@ -77,7 +77,7 @@ def test_nothing_where_inputs_are_no_points(tmp_path):
     images = SimpleNamespace(
         rows=torch.arange(3), source=SimpleNamespace(fetch=lambda rows: torch.zeros(len(rows), 1, 8, 8))
     )
-    from ssl_weighting.callbacks.decision_boundary import _in_the_plane
+    from ssl_weighting.app.callbacks.decision_boundary import _in_the_plane
 
     assert not _in_the_plane(SimpleNamespace(sets={"labeled": images}))
     points = SimpleNamespace(

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_weighting.callbacks.pool_quality import pool_quality
-from ssl_weighting.runs import Run
+from ssl_weighting.app.callbacks.pool_quality import pool_quality
+from ssl_weighting.app.runs import Run
 
 LABELS = torch.tensor([0, 1, 0, 1, 2, 2, 0, -1, 1, 0])  # two known classes, a foreign one, one unknown
 GUESSES = torch.tensor([0, 1, 1, 0, 0, 1, 0, 1, -1, 0], dtype=torch.int32)  # the ninth was never seen

@@ -8,9 +8,9 @@ import torch
 import yaml
 from jsonargparse import Namespace
 
-from ssl_weighting.callbacks.wandb_dashboard import name_wandb_run
-from ssl_weighting.cli import main
-from ssl_weighting.runs import Run
+from ssl_weighting.app.callbacks.wandb_dashboard import name_wandb_run
+from ssl_weighting.app.cli import main
+from ssl_weighting.app.runs import Run
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 

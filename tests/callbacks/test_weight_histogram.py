@@ -4,8 +4,8 @@ import csv
 
 import pytest
 
-from ssl_weighting.cli import main
-from ssl_weighting.runs import Run
+from ssl_weighting.app.cli import main
+from ssl_weighting.app.runs import Run
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.utilities import CombinedLoader
 from PIL import Image
 
-from ssl_weighting.cli import main
+from ssl_weighting.app.cli import main
 from ssl_weighting.data import Stream
 from ssl_weighting.data.streamed import StreamedImages
 from ssl_weighting.errors import UserError

@@ -9,10 +9,10 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 from ssl_weighting.algorithms.uda import UDA
+from ssl_weighting.app.trained import TrainedModel
 from ssl_weighting.backbones.module_backbone import ModuleBackbone
 from ssl_weighting.data.tensors import TensorData
 from ssl_weighting.errors import UserError
-from ssl_weighting.trained import TrainedModel
 
 CLASSES = 3
 

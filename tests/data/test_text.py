@@ -12,9 +12,9 @@ from modules import ssl_module
 
 from lab.speed.loop import bare_trainer
 from ssl_weighting.algorithms.uda import UDA
+from ssl_weighting.app.cli import main
 from ssl_weighting.augment import RandAugment
 from ssl_weighting.backbones.transformer import Transformer
-from ssl_weighting.cli import main
 from ssl_weighting.data.paraphrases import read_paraphrases
 from ssl_weighting.data.text import Text
 from ssl_weighting.errors import DataWarning, UserError

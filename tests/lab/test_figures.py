@@ -6,7 +6,7 @@ from PIL import Image
 
 from lab.figures import draw_factor, draw_training, write_figures
 from lab.records import Record
-from ssl_weighting.report.boundaries import animate_boundaries, draw_boundaries, true_classes
+from ssl_weighting.app.report.boundaries import animate_boundaries, draw_boundaries, true_classes
 
 
 def make_run(folder, error):

@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from ssl_weighting.cli import main
-from ssl_weighting.examples import extremes
-from ssl_weighting.report.charts import stacked
-from ssl_weighting.report.facts import duration
-from ssl_weighting.report.page import render, write_page
-from ssl_weighting.runs import Run
+from ssl_weighting.app.cli import main
+from ssl_weighting.app.examples import extremes
+from ssl_weighting.app.report.charts import stacked
+from ssl_weighting.app.report.facts import duration
+from ssl_weighting.app.report.page import render, write_page
+from ssl_weighting.app.runs import Run
 
 HOSTILE = [
     "<script>document.title = 'owned'</script>",

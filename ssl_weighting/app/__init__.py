@@ -1,0 +1,1 @@
+"""What people type: commands, runs, reports, and what they need around the loop."""

@@ -1,0 +1,199 @@
+"""``ssl-weighting predict``, ``test`` and ``validate``: a run's own model, preprocessing and split, by its folder."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from ssl_weighting.app.checkpoints import Saved, find_checkpoint, open_checkpoint
+from ssl_weighting.app.configurations import told
+from ssl_weighting.app.predictions import check_out, predictions_table, write_beside, write_predictions
+from ssl_weighting.app.resume import refuse_without_effect, typed_options
+from ssl_weighting.app.trained import TrainedModel, restored
+from ssl_weighting.errors import UserError
+from ssl_weighting.files import home_path
+
+SETS = ("unlabeled", "validation", "test")
+HELP = {
+    "predict": """\
+usage: ssl-weighting predict RUN [--on FOLDER|TABLE|SET] [--out FILE.csv|FILE.parquet]
+
+Class probabilities, by the model of a run, of new images or texts, or of a set of the run: unlabeled, validation, test
+(default: test, if there is one). New examples need no labels, and nothing of the data that the run was trained on.""",
+    "test": """\
+usage: ssl-weighting test RUN
+
+The error of a run's model on its test set.""",
+    "validate": """\
+usage: ssl-weighting validate RUN
+
+The error of a run's model on its validation examples.""",
+}
+MORE = """
+
+  RUN              a run's folder, a folder that holds one run, or a checkpoint file
+  --device NAME    where to compute, such as cpu or cuda:1 (default: a GPU, if there is one)
+  --data.KEY VALUE, --model.KEY VALUE    an option other than the run's, such as --data.root of data that were moved"""
+
+
+class Asked(NamedTuple):
+    """A command line, read.
+
+    Attributes:
+        run: The run, as it was typed.
+        own: Options of these commands, by name.
+        overrides: Options of ``data`` and ``model``.
+    """
+
+    run: str
+    own: dict[str, str]
+    overrides: list[str]
+
+
+def predict(argv: list[str]) -> int:
+    """Write the class probabilities of new examples, or of a list of the run's.
+
+    Args:
+        argv: ``RUN [--on WHAT] [--out FILE]`` and options of the run.
+
+    Returns:
+        0.
+
+    Raises:
+        UserError: On bad input.
+    """
+    asked = _asked("predict", argv, ("on", "out", "device"))
+    if asked is None:
+        return 0
+    out = home_path(asked.own["out"]) if "out" in asked.own else None
+    if out is not None:
+        check_out(out)
+    saved = open_checkpoint(find_checkpoint(asked.run), f"RUN={asked.run}")
+    on = asked.own.get("on") or ("test" if saved.own["memory"]["has_test"] else "unlabeled")
+    if on in SETS:
+        model = _prepared(saved, asked, on)
+        part = model.data.sets[on]
+        index, rows = part.rows, torch.arange(len(part))
+        names, probabilities = part.source.describe(index), model.of_part(on)
+        if Path(on).exists():
+            print(f"--on {on}: the run's own list; --on ./{on} is the folder of that name", file=sys.stderr)
+    else:
+        model = _prepared(saved, asked, None)
+        new = model.read(on)
+        index, rows, names = torch.arange(len(new.names)), new.rows, new.names
+        probabilities = model.of_source(new.source, torch.arange(len(rows)))
+    table = predictions_table(index, names, rows, probabilities, model.class_names)
+    if out is None:
+        beside = saved.run or saved.path.resolve().parent
+        where = home_path(on).resolve()
+        name = on if on in SETS else where.name if where.is_dir() else where.name.split(".")[0]
+        out = write_beside(table, beside / f"predictions-{name}.parquet")
+    else:
+        write_predictions(table, out)
+    unread = len(names) - len(rows)
+    print(f"{out}: {len(names)} examples" + (f", {unread} of them could not be read" if unread else ""))
+    return 0
+
+
+def test(argv: list[str]) -> int:
+    """Print the error on the test set; see :func:`predict`."""
+    return _error("test", argv, "test", "test")
+
+
+def validate(argv: list[str]) -> int:
+    """Print the error on the validation examples; see :func:`predict`."""
+    return _error("validate", argv, "validation", "validation")
+
+
+def _error(command: str, argv: list[str], part: str, name: str) -> int:
+    asked = _asked(command, argv, ("device",))
+    if asked is None:
+        return 0
+    model = _prepared(open_checkpoint(find_checkpoint(asked.run), f"RUN={asked.run}"), asked, part)
+    labels = model.data.sets[part].labels
+    wrong = (model.of_part(part).argmax(-1) != labels).float().mean()
+    print(f"{name} error: {100 * float(wrong):.2f} %")
+    return 0
+
+
+def _prepared(saved: Saved, asked: Asked, part: str | None) -> TrainedModel:
+    """The model, and its data where a list of them is asked for; says what is not as in the run."""
+    with_training_data = part in ("unlabeled", "validation")
+    model, changes = restored(saved, asked.overrides, with_training_data, asked.own.get("device"))
+    if changes:
+        print(f"not as in the run: {told(changes)}", file=sys.stderr)
+    if part is None:
+        return model
+    data, own = model.data, saved.own
+    if data.split_seed is None:
+        data.split_seed = own["seed"]
+    kept = saved.run / "split.json" if saved.run else None
+    typed = {key: str(new) for key, (_, new) in changes.items()}
+    if "data.split" not in typed_options(asked.overrides) and kept is not None and kept.is_file():
+        data.split_file = kept
+        if with_training_data:
+            refuse_without_effect(typed, kept, "give --data.split FILE")
+    data.evaluate_test = False
+    data.prepare_data()
+    data.setup("test" if part == "test" else "validate")
+    if with_training_data and data.split is not None and data.split.sha256() != own["split_sha256"]:
+        raise UserError(
+            f"RUN={asked.run}: was trained on another split of the data; give the run's own with --data.split FILE, a "
+            "split.json"
+        )
+    return model
+
+
+def _asked(command: str, argv: Sequence[str], own: Sequence[str]) -> Asked | None:
+    """Read the command line; ``None`` if help was asked for and given.
+
+    Raises:
+        UserError: If it is not understood; says what to type.
+    """
+    if not argv or any(word in ("-h", "--help") for word in argv):
+        print(HELP[command] + MORE)
+        return None
+    runs: list[str] = []
+    options: dict[str, str] = {}
+    overrides: list[str] = []
+    words = iter(argv)
+    for word in words:
+        if not word.startswith("--"):
+            runs.append(word)
+            continue
+        key, equals, value = word[2:].partition("=")
+        if not equals:
+            found = next(words, None)
+            if found is None:
+                raise UserError(f"--{key}: a value has to follow; `ssl-weighting {command} --help`")
+            value = found
+        if key in options:
+            raise UserError(f"--{key} {value}: given before, as {options[key]}; give it once")
+        if key in own:
+            options[key] = value
+        elif key.startswith(("data.", "model.")) or key in ("data", "model"):
+            overrides += [f"--{key}", value]
+        else:
+            raise UserError(_strange(command, key, value, own))
+    if len(runs) != 1:
+        what = f"{len(runs)} runs are given ({', '.join(runs)})" if runs else "no run is given"
+        raise UserError(f"{command}: {what}; type ssl-weighting {command} RUN, the folder that fit printed")
+    return Asked(runs[0], options, overrides)
+
+
+def _strange(command: str, key: str, value: str, own: Sequence[str]) -> str:
+    """What to type instead of an option that these commands do not take."""
+    if key == "ckpt_path":
+        path = Path(value)
+        run = path.parents[1] if path.parent.name == "checkpoints" else path
+        return f"--ckpt_path {value}: {command} takes the run itself: ssl-weighting {command} {run}"
+    if key in ("config", "c"):
+        return f"--{key} {value}: a run knows its own configuration: ssl-weighting {command} RUN"
+    if key.startswith(("trainer.", "checkpoint.")) or key in ("runs", "seed_everything"):
+        return f"--{key}: is for training; leave it out (--device says where to compute)"
+    known = ", ".join(f"--{name}" for name in (*own, "data.KEY", "model.KEY"))
+    return f"--{key}: no such option; {command} takes {known}"

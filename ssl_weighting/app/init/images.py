@@ -1,0 +1,198 @@
+"""``init`` for images."""
+
+from __future__ import annotations
+
+import socket
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from ssl_weighting.app.init.choice import (
+    LOOKED_AT,
+    Choice,
+    backbone_part,
+    data_part,
+    influence_part,
+    make_a_pool,
+    set_up,
+)
+from ssl_weighting.app.init.columns import LABELS, PATHS, choose_columns
+from ssl_weighting.app.init.timing import choose_steps
+from ssl_weighting.app.threads import free_cores
+from ssl_weighting.backbones.base import Backbone
+from ssl_weighting.backbones.conv import SmallConvNet
+from ssl_weighting.backbones.torchvision_model import TorchvisionModel
+from ssl_weighting.backbones.wide_resnet import WideResNet
+from ssl_weighting.data.module import SSLData
+
+
+def choose_for_images(
+    source: Path,
+    pool: Path | None,
+    test: Path | None,
+    columns: Mapping[str, str | None],
+    flip: bool,
+    device: str,
+) -> tuple[Choice, SSLData]:
+    """Look at somebody's images.
+
+    Args:
+        source: Folder or table of labelled images.
+        pool: Folder of the unlabelled ones, or nothing.
+        test: As ``source``, or nothing.
+        columns: Names of a table's columns by option, as far as they were given.
+        flip: Whether a mirrored image keeps its class.
+        device: ``cpu`` or ``cuda``.
+
+    Returns:
+        The choices, and the data set as the recipe will have it, split.
+
+    Raises:
+        UserError: If the images are of no use.
+    """
+    from ssl_weighting.data.images import KEPT_BYTES, Images
+
+    paths = {"labeled": source, "unlabeled": pool, "test": test}
+    choice = Choice({key: str(path.resolve()) for key, path in paths.items() if path is not None})
+    tables = {"--images": source, "--test": test}
+    choose_columns(
+        choice,
+        (PATHS, LABELS),
+        columns,
+        {option: path for option, path in tables.items() if path is not None and path.is_file()},
+    )
+    named = {key: choice.data[key] for key in ("path_column", "label_column") if key in choice.data}
+    first = Images(source, pool, test, **named)
+    sides = _sides([file.path for file in first.given])
+    size, pretrained = _image_size(sides, device, choice)
+    choice.data |= {"size": size, "flip": flip}
+    why = (
+        "as told"
+        if flip
+        else "a mirrored 2 is no 2; --flip if a mirrored image keeps its class, as of animals"
+    )
+    choice.note("flip", str(flip).lower(), why)
+    if pretrained:
+        choice.data["normalise_by"] = "imagenet"
+    labels = first.distinct_labels()
+    if not (labels == -1).any():
+        make_a_pool(choice, labels[labels >= 0], "--unlabelled DIR", given=pool is not None)
+    module = Images(**choice.data, split_seed=0)
+    set_up(module, choice)
+    if module.levels is not None:
+        choice.data["levels"] = [int(level) if level.is_integer() else level for level in module.levels]
+    kept = sum(len(module.sets[part]) for part in ("validation", "unlabeled")) * 3 * size**2 <= KEPT_BYTES
+    choice.data["num_workers"] = 0 if kept else max(1, free_cores() // 2)
+    backbone = _image_backbone(choice, pretrained, device)
+    labeled, unlabeled = (32, 64) if device == "cpu" else (64, 320)
+    if pretrained:
+        labeled, unlabeled = labeled // 2, unlabeled // 2
+    choice.data |= {"labeled_batch_size": labeled, "unlabeled_batch_size": unlabeled}
+    images = torch.rand(labeled + 2 * unlabeled, 3, size, size)
+    choose_steps(choice, backbone, images, device, "images")
+    return choice, module
+
+
+def _sides(paths: list[str]) -> list[int]:
+    """Shorter sides, in pixels, of some images, spread over the list."""
+    from PIL import Image
+
+    from ssl_weighting.data.image_pixels import FORMATS, quiet
+
+    sides = []
+    for path in paths[:: max(1, len(paths) // LOOKED_AT)]:
+        try:
+            with quiet(), Image.open(path, formats=FORMATS) as image:
+                sides.append(min(image.size))
+        except Exception:  # the data set will say which cannot be read
+            continue
+    return sides or [32]
+
+
+def _image_size(sides: list[int], device: str, choice: Choice) -> tuple[int, bool]:
+    """Pixels a side, and whether a pretrained network is to be had and of use."""
+    side = int(statistics.median(sides))
+    if side >= 64 and _pretrained_weights():
+        size = 64 if device == "cpu" else 128 if side < 200 else 224
+        choice.note(
+            "size", size, f"images of about {side} pixels, a pretrained network, and a {device.upper()}"
+        )
+        return size, True
+    largest = 24 if device == "cpu" else 32 if side < 48 else 64
+    size = min(largest, max(8, side // 2 * 2))
+    why = f"images of about {side} pixels"
+    choice.note(
+        "size", size, why if size >= side - 1 else f"{why}; small ones train in minutes on a {device.upper()}"
+    )
+    return size, False
+
+
+def _pretrained_weights() -> bool:
+    """Whether ResNet-18's weights lie in torch's cache, or can be downloaded now (45 MB)."""
+    from torchvision.models import ResNet18_Weights
+
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(10)
+    try:
+        ResNet18_Weights.DEFAULT.get_state_dict(progress=True, check_hash=True, weights_only=True)
+    except (OSError, RuntimeError):
+        return False
+    finally:
+        socket.setdefaulttimeout(before)
+    return True
+
+
+def _image_backbone(choice: Choice, pretrained: bool, device: str) -> Backbone:
+    if pretrained:
+        choice.backbone = ("TorchvisionModel", {"name": "resnet18", "weights": "DEFAULT"})
+        choice.note("network", "ResNet-18", "pretrained on ImageNet; the weights are there")
+        return TorchvisionModel("resnet18", "DEFAULT")
+    if device == "cuda":
+        choice.backbone = ("WideResNet", {"batchnorm_momentum": 0.1})
+        choice.note("network", "WRN-28-2", "the semi-supervised papers' network, on a GPU")
+        return WideResNet(batchnorm_momentum=0.1)
+    channels = (16, 32, 64, 128)
+    choice.backbone = ("SmallConvNet", {"channels": channels})
+    choice.note("network", "SmallConvNet", "trains from scratch in minutes on a CPU")
+    return SmallConvNet(channels=channels)
+
+
+def image_recipe(choice: Choice, module: SSLData, split: Path, sizes: dict[str, int]) -> str:
+    """The text of a recipe for images."""
+    arguments = choice.data | {"split": str(split)}
+    rate = 0.01 if "weights" in choice.backbone[1] else 0.03
+    return f"""\
+# Images of {module.num_classes} classes, {sizes["labeled"] + sizes["validation"]} labels; UDA with per-example weights
+# Written by `ssl-weighting init`. Start it with `ssl-weighting fit --config` and this file.
+{data_part("Images", arguments, sizes)}
+    # flip: true if mirrored images keep their class, unlike letters, digits, left and right shoes
+    # size: larger shows more and takes longer, by its square
+model:
+{backbone_part(choice)}
+  algorithm:
+    class_path: UDA # or FixMatch, FlexMatch, ...: see docs/methods.md
+  labeled_augmentation: # without it, few pictures are learned by heart, by their colours
+    - class_path: ssl_weighting.augment.RandAugment
+      init_args: {{policy: uda}}
+{influence_part(sizes["validation"])}
+  theta:
+    optimizer:
+      class_path: torch.optim.SGD
+      init_args: {{lr: {rate}, momentum: 0.9, nesterov: true, weight_decay: 0.0005}}
+    ema_decay: 0.95 # short runs want a short memory
+  # The weights λ: a short run visits each example only some ten times, so they move often and far.
+  weighting:
+    kind: per_example # fixed: the plain method, for comparison
+    inner_steps: 2
+    warmup_steps: {choice.steps // 8}
+    optimizer: sgd
+    lr: 0.3
+    update_masked: true
+    bounds: [0, 2] # as in the authors' code
+trainer:
+  max_steps: {choice.steps} # more is better, and takes longer
+  val_check_interval: {max(1, choice.steps // 4)}
+  precision: auto # bf16-mixed where the machine has units for it, else float32
+"""

@@ -1,0 +1,194 @@
+"""A trained model, ready to use: ``ssl_weighting.load(RUN)``."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from ssl_weighting.app.checkpoints import Saved, find_checkpoint, open_checkpoint
+from ssl_weighting.app.configurations import differences, share_encoder_name
+from ssl_weighting.app.parser import Parser
+from ssl_weighting.data import ExampleSet, Source, SSLData
+from ssl_weighting.data.remembered import NewExamples, remembering
+from ssl_weighting.errors import UserError
+from ssl_weighting.files import home_path
+from ssl_weighting.module import SSLModule
+
+PARTS = ("model", "data")
+
+
+class TrainedModel:
+    """The averaged θ of a module, with the preprocessing and the classes of its data.
+
+    Args:
+        module: A trained module.
+        data: The data module that it was trained with, or one like it.
+        device: Where to compute; default: a GPU, if there is one.
+    """
+
+    def __init__(self, module: SSLModule, data: SSLData, device: str | None = None) -> None:
+        self.device = torch.device(device or _best_device())
+        self.module, self.data = module.to(self.device).eval(), data
+
+    @property
+    def class_names(self) -> list[str]:
+        """The C classes, in the order of the probabilities."""
+        return self.data.class_names[: self.module.num_classes]
+
+    def probabilities(self, examples: Any) -> np.ndarray:
+        """Class probabilities of examples of any number.
+
+        Args:
+            examples: A folder of images, a table, a list of texts or of paths, or a tensor or array (n, ...) as the
+                run's data set takes them.
+
+        Returns:
+            float32 (n, C), in the order of the examples; NaN for those that could not be read.
+
+        Raises:
+            UserError: If they are nothing that the run's data set can read.
+        """
+        new = self.read(examples)
+        known = self.of_source(new.source, torch.arange(len(new.rows)))
+        whole = np.full((len(new.names), known.shape[1]), np.nan, np.float32)
+        whole[new.rows.numpy()] = known.float().numpy()
+        return whole
+
+    def predict(self, examples: Any) -> list[str | None]:
+        """The likeliest class of each example, by name; ``None`` where it could not be read. See `probabilities`."""
+        found = self.probabilities(examples)
+        return [
+            None if np.isnan(row).any() else self.class_names[best]
+            for row, best in zip(found, np.nan_to_num(found).argmax(-1), strict=True)
+        ]
+
+    def read(self, examples: Any) -> NewExamples:
+        """Examples as the run's data set reads them; see `probabilities`."""
+        if isinstance(examples, (str, Path)):
+            return self.data.read_new(home_path(examples))
+        source = self.data.source_of(examples)
+        rows = torch.arange(len(source.labels))
+        return NewExamples(source.describe(rows), rows, source)
+
+    @torch.inference_mode()
+    def of_source(self, source: Source, rows: Tensor) -> Tensor:
+        """Probabilities (m, C), on the CPU, of rows (m,) int64 of a source."""
+        self.data.sets["given"] = ExampleSet(source, rows, torch.full((len(rows),), -1), pool=True)
+        return self.of_part("given")
+
+    @torch.inference_mode()
+    def of_part(self, part: str) -> Tensor:
+        """Probabilities (m, C), on the CPU, of a list that the data module holds, such as ``validation``."""
+        found = []
+        for batch in self.data.in_order(part):
+            inputs = pytree.tree_map_only(Tensor, lambda x: x.to(self.device), batch.inputs)
+            found.append(self.module.probabilities(self.data.view(inputs, ())).cpu())
+        return torch.cat(found) if found else torch.empty(0, self.module.num_classes)
+
+
+def load(run: str | Path, device: str | None = None) -> TrainedModel:
+    """The trained model of a run.
+
+    ::
+
+        model = ssl_weighting.load("runs/flowers")
+        model.predict(["new/1.jpg", "new/2.jpg"])     # ["rose", "tulip"]
+        model.probabilities("new")                    # a folder: float32 (n, C)
+
+    Args:
+        run: A run's folder, a folder that holds one run, or a checkpoint file.
+        device: Where to compute, such as ``cpu`` or ``cuda:1``; default: a GPU, if there is one.
+
+    Raises:
+        UserError: If there is no such run, or what its configuration names, such as an encoder, is not there.
+    """
+    return restored(open_checkpoint(find_checkpoint(run), f"RUN={run}"), device=device)[0]
+
+
+def restored(
+    saved: Saved, overrides: Sequence[str] = (), with_training_data: bool = False, device: str | None = None
+) -> tuple[TrainedModel, dict[str, tuple[Any, Any]]]:
+    """The model of a checkpoint, with the run's own configuration.
+
+    Args:
+        saved: The checkpoint.
+        overrides: Options of ``model`` and ``data``, as on a command line.
+        with_training_data: Whether the run's own training data are looked at; new examples need none of them.
+        device: Where to compute; default: a GPU, if there is one.
+
+    Returns:
+        The model, and the options that are not those of the run: old value, new value.
+
+    Raises:
+        UserError: If an override does not fit, or what the configuration names is not there.
+    """
+    parser = _parser()
+    config, changes = _resolved(parser, saved, overrides)
+    with nullcontext() if with_training_data else remembering(saved.own["memory"]):
+        made = parser.instantiate_classes(config)
+    _load_average(made.model, saved)
+    return TrainedModel(made.model, made.data, device), changes
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _parser() -> Parser:
+    parser = Parser(parser_mode="yaml")
+    parser.add_argument("--config", action=ActionConfigFile)
+    parser.add_lightning_class_args(SSLModule, "model")
+    parser.add_lightning_class_args(SSLData, "data", subclass_mode=True)
+    parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
+    return parser
+
+
+def _resolved(
+    parser: Parser, saved: Saved, overrides: Sequence[str]
+) -> tuple[Any, dict[str, tuple[Any, Any]]]:
+    """The configuration with its overrides, and how it differs from that of the run."""
+    own = {part: saved.configuration[part] for part in PARTS}
+    encoder = (own["model"]["backbone"].get("init_args") or {}).get("name")
+    texts = own["data"].get("init_args") or {}
+    if encoder and texts.get("tokenizer") == encoder:  # follows an encoder that is named anew
+        texts["tokenizer"] = None
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
+        yaml.safe_dump(own, file, allow_unicode=True)
+        file.flush()
+        before = parser.parse_args(["--config", file.name])
+        config = parser.parse_args(["--config", file.name, *overrides])
+    for one in (before, config):
+        share_encoder_name(one)
+    plain = [yaml.safe_load(parser.dump(one, skip_unset=False)) for one in (before, config)]
+    changes = differences(*({part: one[part] for part in PARTS} for one in plain))
+    return config, changes
+
+
+def _load_average(module: SSLModule, saved: Saved) -> None:
+    """Give the module the averaged θ of a checkpoint, in the precision that it was trained in."""
+    state = {
+        name.removeprefix("ema."): value
+        for name, value in saved.content["state_dict"].items()
+        if name.startswith("ema.")
+    }
+    floating = [value.dtype for value in state.values() if value.is_floating_point()]
+    module.to(floating[0])
+    try:
+        module.ema.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(
+            f"model.backbone={type(module.model.backbone).__name__}: does not fit the checkpoint {saved.path} "
+            f"({' '.join(str(error).split())[:160]}); leave --model and --data out"
+        ) from None
