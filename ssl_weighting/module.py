@@ -14,7 +14,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ssl_weighting.algorithms.base import Algorithm, Context, Model
+from ssl_weighting.algorithms.base import Algorithm, Context
 from ssl_weighting.backbones.base import Backbone, Classifier
 from ssl_weighting.checks import require
 from ssl_weighting.data.module import NO_TRAINER_PREDICT, SSLData
@@ -27,6 +27,7 @@ from ssl_weighting.guards import check_classes, check_vocabulary, require_compil
 from ssl_weighting.influence import ExactLastLayer, Influence
 from ssl_weighting.modes import evaluation_mode
 from ssl_weighting.precision import check_precision
+from ssl_weighting.protocols import Model
 from ssl_weighting.resumption import (
     BEGUN,
     FORMAT,

@@ -12,14 +12,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Inputs = Any
-"""What a backbone takes for a batch: a tensor (B, ...) or a dictionary of such tensors."""
+from ssl_weighting.protocols import Inputs
 
 
 class Distance(ABC):
@@ -172,20 +170,6 @@ class LossTerm:
         """
         losses = self.losses()
         return self.scale * (losses if weights is None else weights * losses).mean()
-
-
-class LinearHead(Protocol):
-    """What influence needs of a classification head: logits = basis · (weight · features + bias).
-
-    Attributes:
-        weight: (R, D). R = C for an ordinary head.
-        bias: (R,), or ``None``.
-        basis: (C, R), constant; ``None`` stands for the identity. Appendix E's binary head has (1, −1)ᵀ.
-    """
-
-    weight: Tensor
-    bias: Tensor | None
-    basis: Tensor | None
 
 
 @dataclass(frozen=True)

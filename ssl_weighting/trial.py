@@ -14,12 +14,13 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ssl_weighting.algorithms.base import Algorithm, Context, Model
+from ssl_weighting.algorithms.base import Algorithm, Context
 from ssl_weighting.backbones.base import Classifier
 from ssl_weighting.data.module import SSLData
 from ssl_weighting.errors import NonFiniteError, UnsolvedError, UserError
 from ssl_weighting.influence.base import Influence, ThetaStep
 from ssl_weighting.modes import evaluation_mode
+from ssl_weighting.protocols import Model
 from ssl_weighting.terms import LossTerm, Objective
 from ssl_weighting.views import Views
 from ssl_weighting.weighting import Weighting

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ssl_weighting.algorithms.base import Algorithm, Labeled, Model, Unlabeled, View, supervised_term
+from ssl_weighting.algorithms.base import Algorithm, Labeled, Unlabeled, supervised_term
 from ssl_weighting.data.module import SSLData
 from ssl_weighting.data.source import LabeledBatch
+from ssl_weighting.protocols import Model, View
 from ssl_weighting.terms import LossTerm
 
 Batches = dict[str, Any]

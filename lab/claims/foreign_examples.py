@@ -26,10 +26,11 @@ from lab.speed.loop import bare_trainer, quiet
 from ssl_weighting.algorithms.uda import UDA
 from ssl_weighting.backbones.conv import SmallConvNet
 from ssl_weighting.data.digits import Digits
-from ssl_weighting.influence.base import Influence, Network
+from ssl_weighting.influence.base import Influence
 from ssl_weighting.influence.exact import ExactLastLayer
 from ssl_weighting.influence.relative import RelativeInfluence
 from ssl_weighting.module import SSLModule
+from ssl_weighting.protocols import Network
 from ssl_weighting.terms import LossTerm, Objective
 from ssl_weighting.theta import ThetaOptions
 from ssl_weighting.weighting import WeightingOptions

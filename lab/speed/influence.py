@@ -32,7 +32,7 @@ from lab.speed.timing import (
     set_up,
     terms,
 )
-from ssl_weighting.influence import ExactLastLayer, Influence, Network, ThetaStep
+from ssl_weighting.influence import ExactLastLayer, Influence, ThetaStep
 from ssl_weighting.influence.conjugate_gradient import ConjugateGradient
 from ssl_weighting.influence.curvature import CurvatureOperator
 from ssl_weighting.influence.evaluation import batches_of, plain_evaluation
@@ -42,6 +42,7 @@ from ssl_weighting.influence.lissa import LiSSA
 from ssl_weighting.influence.neumann import Neumann
 from ssl_weighting.influence.scope import scope_parameters
 from ssl_weighting.influence.truncated_unroll import TruncatedUnroll
+from ssl_weighting.protocols import Network
 
 REFERENCES = ("forward + backward", "forward + backward, channels last")
 SOLVERS: dict[str, Callable[[str], Influence]] = {

@@ -33,7 +33,8 @@ from torch.utils import _pytree as pytree
 from ssl_weighting.backbones.base import Backbone, Classifier
 from ssl_weighting.backbones.wide_resnet import WideResNet
 from ssl_weighting.errors import UserError
-from ssl_weighting.terms import CROSS_ENTROPY, Inputs, LossTerm, Objective
+from ssl_weighting.protocols import Inputs
+from ssl_weighting.terms import CROSS_ENTROPY, LossTerm, Objective
 
 TINY_BERT = {
     "hidden_size": 64,

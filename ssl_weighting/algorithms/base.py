@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,63 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssl_weighting.augment import CTAugment
 from ssl_weighting.errors import UserError
-from ssl_weighting.terms import CROSS_ENTROPY, Distance, Inputs, LossTerm
-
-Step = str | Callable[[Tensor], Tensor]
-"""One step of a view: the name of one of the data set's own augmentations (``weak``; a text set has
-``paraphrase``), or an augmentation that the method brings along."""
-
-View = tuple[Step, ...]
-"""How an example is shown to the network: steps in order; none means as it is."""
-
-
-class Forward(Protocol):
-    """What a forward pass gives: see ``backbones.base.Output``."""
-
-    @property
-    def inputs(self) -> Inputs:
-        """What the network was given."""
-        ...
-
-    @property
-    def features(self) -> Tensor:
-        """(B, D)."""
-        ...
-
-    @property
-    def logits(self) -> Tensor:
-        """(B, C)."""
-        ...
-
-    def probabilities(self) -> Tensor:
-        """softmax(logits), detached, (B, C)."""
-        ...
-
-
-class Model(Protocol):
-    """The classifier, as a method sees it."""
-
-    __call__: Callable[..., Forward]
-    """One batch, and the name of a head if it is not the classifier, through the network."""
-
-    def joint(self, *inputs: Inputs, constant: Collection[int] = ()) -> Sequence[Forward]:
-        """Several batches in one forward pass (joint batch statistics), an output each.
-
-        ``constant`` are the positions of those that only make targets.
-        """
-        ...
-
-    def random_direction(self, inputs: Inputs) -> Tensor:
-        """Normal noise of the shape of what can be perturbed: pixels, or the embeddings of tokens."""
-        ...
-
-    def moved(self, inputs: Inputs, by: Tensor) -> Inputs:
-        """The inputs plus a perturbation."""
-        ...
-
-    def modules(self) -> Iterator[nn.Module]:
-        """All modules of the network."""
-        ...
+from ssl_weighting.protocols import Forward, Inputs, Model, View
+from ssl_weighting.terms import CROSS_ENTROPY, Distance, LossTerm
 
 
 class Labeled(NamedTuple):

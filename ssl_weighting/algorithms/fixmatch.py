@@ -8,10 +8,8 @@ from ssl_weighting.algorithms.base import (
     Algorithm,
     Context,
     Labeled,
-    Model,
     Show,
     Unlabeled,
-    View,
     checked_coefficient,
     checked_fraction,
     one_hot_like,
@@ -20,6 +18,7 @@ from ssl_weighting.algorithms.base import (
     update_rates,
 )
 from ssl_weighting.augment import CTAugment, Cutout, RandAugment
+from ssl_weighting.protocols import Model, View
 from ssl_weighting.terms import CROSS_ENTROPY, LossTerm
 
 

@@ -8,11 +8,8 @@ from torch import Tensor, nn
 from ssl_weighting.algorithms.base import (
     Algorithm,
     Context,
-    Forward,
     Labeled,
-    Model,
     Unlabeled,
-    View,
     checked_coefficient,
     checked_fraction,
     one_hot_like,
@@ -21,6 +18,7 @@ from ssl_weighting.algorithms.base import (
 )
 from ssl_weighting.augment import Cutout, RandAugment
 from ssl_weighting.distributed import all_processes
+from ssl_weighting.protocols import Forward, Model, View
 from ssl_weighting.terms import CROSS_ENTROPY, Distance, LossTerm
 
 

@@ -8,7 +8,6 @@ from ssl_weighting.algorithms.base import (
     Algorithm,
     Context,
     Labeled,
-    Model,
     Unlabeled,
     batch_statistics_of,
     checked_coefficient,
@@ -17,6 +16,7 @@ from ssl_weighting.algorithms.base import (
     supervised_term,
     unlabeled_term,
 )
+from ssl_weighting.protocols import Model
 from ssl_weighting.terms import SQUARED_ERROR, LossTerm
 
 

@@ -9,7 +9,6 @@ from ssl_weighting.algorithms.base import (
     Algorithm,
     Context,
     Labeled,
-    Model,
     Unlabeled,
     checked_coefficient,
     checked_fraction,
@@ -20,6 +19,7 @@ from ssl_weighting.algorithms.base import (
     unlabeled_term,
 )
 from ssl_weighting.errors import UserError
+from ssl_weighting.protocols import Model
 from ssl_weighting.terms import SQUARED_ERROR, LossTerm
 
 

@@ -6,7 +6,6 @@ from ssl_weighting.algorithms.base import (
     Algorithm,
     Context,
     Labeled,
-    Model,
     Unlabeled,
     checked_coefficient,
     checked_fraction,
@@ -15,6 +14,7 @@ from ssl_weighting.algorithms.base import (
     supervised_term,
     unlabeled_term,
 )
+from ssl_weighting.protocols import Model
 from ssl_weighting.terms import CROSS_ENTROPY, LossTerm
 
 

@@ -9,7 +9,6 @@ from ssl_weighting.algorithms.base import (
     Algorithm,
     Context,
     Labeled,
-    Model,
     Show,
     Unlabeled,
     checked_coefficient,
@@ -27,6 +26,7 @@ from ssl_weighting.augment import CTAugment
 from ssl_weighting.augment.ops import check_images
 from ssl_weighting.distributed import all_processes
 from ssl_weighting.errors import UserError
+from ssl_weighting.protocols import Model
 from ssl_weighting.terms import CROSS_ENTROPY, LossTerm
 
 HISTORY = 128

@@ -9,9 +9,7 @@ from ssl_weighting.algorithms.base import (
     Algorithm,
     Context,
     Labeled,
-    Model,
     Unlabeled,
-    View,
     checked_coefficient,
     checked_fraction,
     checked_positive,
@@ -21,6 +19,7 @@ from ssl_weighting.algorithms.base import (
 )
 from ssl_weighting.augment import Cutout, RandAugment
 from ssl_weighting.distributed import all_processes
+from ssl_weighting.protocols import Model, View
 from ssl_weighting.terms import CROSS_ENTROPY, LossTerm
 
 

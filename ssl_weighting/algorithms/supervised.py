@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ssl_weighting.algorithms.base import Algorithm, Context, Labeled, Model, Unlabeled, supervised_term
+from ssl_weighting.algorithms.base import Algorithm, Context, Labeled, Unlabeled, supervised_term
+from ssl_weighting.protocols import Model
 from ssl_weighting.terms import LossTerm
 
 

@@ -11,9 +11,7 @@ from ssl_weighting.algorithms.base import (
     Algorithm,
     Context,
     Labeled,
-    Model,
     Unlabeled,
-    View,
     checked_coefficient,
     checked_fraction,
     checked_positive,
@@ -23,6 +21,7 @@ from ssl_weighting.algorithms.base import (
 from ssl_weighting.augment import Cutout, RandAugment
 from ssl_weighting.distributed import all_processes
 from ssl_weighting.errors import UserError
+from ssl_weighting.protocols import Model, View
 from ssl_weighting.terms import KL_DIVERGENCE, LossTerm
 
 

@@ -8,9 +8,7 @@ from torch import Tensor
 from ssl_weighting.algorithms.base import (
     Algorithm,
     Context,
-    Forward,
     Labeled,
-    Model,
     Unlabeled,
     checked_coefficient,
     checked_fraction,
@@ -20,6 +18,7 @@ from ssl_weighting.algorithms.base import (
     unlabeled_term,
 )
 from ssl_weighting.errors import UserError
+from ssl_weighting.protocols import Forward, Model
 from ssl_weighting.terms import ENTROPY, KL_DIVERGENCE, LossTerm
 
 
@@ -75,7 +74,7 @@ class VAT(Algorithm):
         known = model(labeled.inputs)
         with paused_statistics(model):
             plain = model(unlabeled.views["weak"])
-            perturbed = model(model.moved(plain.inputs, self.perturbation(model, plain)))
+            perturbed = model(model.perturb(plain.inputs, self.perturbation(model, plain)))
         target = plain.probabilities()
         scale = self.coefficient * context.ramp(self.ramp)
         terms = [
@@ -105,7 +104,7 @@ class VAT(Algorithm):
             UserError: If the network does not say what that is.
         """
         inputs = plain.inputs
-        direction = _unit(model.random_direction(inputs))
+        direction = _unit(model.perturbation_like(inputs))
         device = direction.device.type
         rounded = torch.is_autocast_enabled(device)
         with torch.autocast(device, enabled=False), torch.enable_grad():
@@ -115,7 +114,7 @@ class VAT(Algorithm):
             target = plain.probabilities()
             for _ in range(self.iterations):
                 step = (self.xi * direction).requires_grad_()
-                divergence = KL_DIVERGENCE.value(model(model.moved(inputs, step)).logits, target).sum()
+                divergence = KL_DIVERGENCE.value(model(model.perturb(inputs, step)).logits, target).sum()
                 direction = _unit(torch.autograd.grad(divergence, step)[0])
         return self.epsilon * direction
 

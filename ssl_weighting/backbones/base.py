@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ssl_weighting.errors import UserError
-from ssl_weighting.terms import Inputs, LinearHead
+from ssl_weighting.protocols import Inputs, LinearHead
 
 
 class Backbone(nn.Module, ABC):
@@ -46,16 +46,16 @@ class Backbone(nn.Module, ABC):
         """Several batches as one."""
         return pytree.tree_map(lambda *parts: torch.cat(parts), *batches)
 
-    def random_direction(self, inputs: Inputs) -> Tensor:
-        """Normal noise, (B, ...), in the space in which :meth:`moved` moves the inputs."""
+    def perturbation_like(self, inputs: Inputs) -> Tensor:
+        """Normal noise, (B, ...), in the space in which which :meth:`perturb` moves the inputs."""
         if not isinstance(inputs, Tensor):
             raise UserError(
                 f"model.backbone={type(self).__name__}: does not say how to perturb such inputs; choose another method"
             )
         return torch.randn_like(inputs)
 
-    def moved(self, inputs: Inputs, by: Tensor) -> Inputs:
-        """The inputs plus a perturbation of the shape that :meth:`random_direction` gives."""
+    def perturb(self, inputs: Inputs, by: Tensor) -> Inputs:
+        """The inputs plus a perturbation of the shape that :meth:`perturbation_like` gives."""
         return inputs + by
 
 
@@ -170,10 +170,10 @@ class Classifier(nn.Module):
         pieces = zip(together.features.split(sizes), together.logits.split(sizes), strict=True)
         return [Output(batch, *piece) for batch, piece in zip(inputs, pieces, strict=True)]
 
-    def random_direction(self, inputs: Inputs) -> Tensor:
-        """See :meth:`Backbone.random_direction`."""
-        return self.backbone.random_direction(inputs)
+    def perturbation_like(self, inputs: Inputs) -> Tensor:
+        """See :meth:`Backbone.perturbation_like`."""
+        return self.backbone.perturbation_like(inputs)
 
-    def moved(self, inputs: Inputs, by: Tensor) -> Inputs:
+    def perturb(self, inputs: Inputs, by: Tensor) -> Inputs:
         """See :meth:`Backbone.moved`."""
-        return self.backbone.moved(inputs, by)
+        return self.backbone.perturb(inputs, by)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ssl_weighting.backbones.base import Backbone
-from ssl_weighting.terms import Inputs
+from ssl_weighting.protocols import Inputs
 
 
 class SmallConvNet(Backbone):

@@ -7,7 +7,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from ssl_weighting.backbones.base import Backbone
-from ssl_weighting.terms import Inputs
+from ssl_weighting.protocols import Inputs
 
 
 class MLP(Backbone):

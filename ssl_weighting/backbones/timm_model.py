@@ -9,7 +9,7 @@ from torch import Tensor
 from ssl_weighting.backbones.base import Backbone
 from ssl_weighting.backbones.torchvision_model import nearest
 from ssl_weighting.errors import UserError
-from ssl_weighting.terms import Inputs
+from ssl_weighting.protocols import Inputs
 
 
 class TimmModel(Backbone):

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from ssl_weighting.backbones.base import Backbone
 from ssl_weighting.errors import UserError
 from ssl_weighting.files import git_lfs_pointer
-from ssl_weighting.terms import Inputs
+from ssl_weighting.protocols import Inputs
 
 BUCKET_SAVING = 0.05
 """Least share of the positions that a further bucket must save to be worth a pass of its own."""
@@ -146,14 +146,14 @@ class Transformer(Backbone):
         joined: Inputs = pytree.tree_map(lambda *parts: torch.cat([padded(x) for x in parts]), *batches)
         return joined
 
-    def random_direction(self, inputs: Inputs) -> Tensor:
+    def perturbation_like(self, inputs: Inputs) -> Tensor:
         """Normal noise (B, L, hidden_size) for the word embeddings; 0 on padding."""
         table: Tensor = self.encoder.get_input_embeddings().weight
         mask: Tensor = inputs["attention_mask"]
         noise = torch.randn(*mask.shape, table.shape[1], device=mask.device, dtype=table.dtype)
         return noise * mask[..., None]
 
-    def moved(self, inputs: Inputs, by: Tensor) -> Inputs:
+    def perturb(self, inputs: Inputs, by: Tensor) -> Inputs:
         """The texts with their word embeddings moved (Miyato et al. 2017)."""
         return {**inputs, "shift": inputs["shift"] + by if "shift" in inputs else by}
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ssl_weighting.backbones.base import Backbone
 from ssl_weighting.errors import UserError
-from ssl_weighting.terms import Inputs
+from ssl_weighting.protocols import Inputs
 
 
 class WideResNet(Backbone):

@@ -19,11 +19,12 @@ from torch.utils.data import BatchSampler, DataLoader, Sampler
 from ssl_weighting.checks import require
 from ssl_weighting.data.duplicates import Contents, find_copies, sentences, without_copies
 from ssl_weighting.data.remembered import NewExamples, remembered
-from ssl_weighting.data.source import ExampleSet, InMemory, Inputs, Source, View
+from ssl_weighting.data.source import ExampleSet, InMemory, Source
 from ssl_weighting.data.split import Split, make_split, read_split
 from ssl_weighting.data.stream import Stream
 from ssl_weighting.errors import DataWarning, UserError
 from ssl_weighting.files import home_path
+from ssl_weighting.protocols import Inputs, View
 
 NO_TRAINER_PREDICT = (
     "Trainer.predict: use ssl_weighting.load(RUN), or ssl_weighting.app.trained.TrainedModel(module, data) in the "

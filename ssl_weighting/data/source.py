@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ssl_weighting.errors import UserError
-
-Inputs = Any
-View = Sequence[str | Callable[[Tensor], Tensor]]
+from ssl_weighting.protocols import Inputs
 
 
 class Batch(NamedTuple):

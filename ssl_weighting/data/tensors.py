@@ -17,8 +17,9 @@ from ssl_weighting.data.duplicates import Contents, of_tensor
 from ssl_weighting.data.files import one_line
 from ssl_weighting.data.labels import class_numbers
 from ssl_weighting.data.module import SSLData
-from ssl_weighting.data.source import InMemory, Inputs, Source, View
+from ssl_weighting.data.source import InMemory, Source
 from ssl_weighting.errors import UserError
+from ssl_weighting.protocols import Inputs, View
 
 Examples = tuple[Tensor | np.ndarray | Dataset[Any], Any]
 

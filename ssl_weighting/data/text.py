@@ -20,7 +20,7 @@ from ssl_weighting.data.labels import label_names, numbers_of
 from ssl_weighting.data.module import SSLData
 from ssl_weighting.data.paraphrases import read_paraphrases
 from ssl_weighting.data.remembered import NewExamples, remembered
-from ssl_weighting.data.source import Inputs, Source, View
+from ssl_weighting.data.source import Source
 from ssl_weighting.data.tables import Column, read_columns, read_table
 from ssl_weighting.data.tokens import (
     TokenizedTexts,
@@ -32,6 +32,7 @@ from ssl_weighting.data.tokens import (
     unknown_share,
 )
 from ssl_weighting.errors import DataWarning, UserError
+from ssl_weighting.protocols import Inputs, View
 
 MOST_UNKNOWN = 0.3
 """Share of words unknown to the tokenizer above which something is wrong."""

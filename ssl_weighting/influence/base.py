@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
-from ssl_weighting.terms import Inputs, LinearHead, LossTerm, Objective
-
-
-class Network(Protocol):
-    """The classifier, as influence sees it."""
-
-    __call__: Callable[..., tuple[Inputs, Tensor, Tensor]]
-    """Inputs, features (B, D) and logits (B, C) of a batch, and the name of a head if not the classifier."""
-
-    def head(self, name: str) -> LinearHead:
-        """A linear head by name."""
-        ...
+from ssl_weighting.protocols import Network
+from ssl_weighting.terms import LossTerm, Objective
 
 
 @dataclass(frozen=True)

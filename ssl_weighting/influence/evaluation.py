@@ -13,7 +13,8 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
-from ssl_weighting.terms import Distance, Inputs, LossTerm, Objective
+from ssl_weighting.protocols import Inputs
+from ssl_weighting.terms import Distance, LossTerm, Objective
 
 
 @contextmanager

@@ -21,9 +21,10 @@ from torch import Tensor
 
 from ssl_weighting.distributed import all_processes, averaged, process_count
 from ssl_weighting.errors import UnsolvedError, UserError
-from ssl_weighting.influence.base import Influence, Network
+from ssl_weighting.influence.base import Influence
 from ssl_weighting.influence.finite import check_given, check_influences
-from ssl_weighting.terms import LinearHead, LossTerm, Objective
+from ssl_weighting.protocols import LinearHead, Network
+from ssl_weighting.terms import LossTerm, Objective
 
 DAMPING_PRESETS = {"paper": 5e-4, "reference_code": 1.0}
 

@@ -25,7 +25,7 @@ from torch.utils import _pytree as pytree
 
 from ssl_weighting.errors import UserError
 from ssl_weighting.influence.evaluation import fast_layout, logits_at
-from ssl_weighting.terms import Inputs
+from ssl_weighting.protocols import Inputs
 
 
 class ForwardModeError(UserError):

@@ -11,12 +11,12 @@ from torch.utils import _pytree as pytree
 
 from ssl_weighting.distributed import all_processes, process_rank
 from ssl_weighting.errors import UnsolvedError, UserError
-from ssl_weighting.influence.base import Network
 from ssl_weighting.influence.curvature import CurvatureOperator, flatten
 from ssl_weighting.influence.evaluation import Batch, Piece, batch_size, example_weights, logits_at, rows
 from ssl_weighting.influence.products import Examples
 from ssl_weighting.influence.scoped import Problem, ScopedInfluence, check_positive
-from ssl_weighting.terms import Inputs, LossTerm, Objective
+from ssl_weighting.protocols import Inputs, Network
+from ssl_weighting.terms import LossTerm, Objective
 
 KEPT_BYTES = 2**28
 COLUMNS = 2**16

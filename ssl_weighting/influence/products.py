@@ -20,7 +20,8 @@ from ssl_weighting.errors import UserError
 from ssl_weighting.influence.activation import UnsupportedLayerError, activation_products
 from ssl_weighting.influence.evaluation import batch_size, logits_at, plain_evaluation, rows
 from ssl_weighting.influence.forward_mode import ForwardModeError, logits_and_tangents
-from ssl_weighting.terms import Distance, Inputs, LossTerm
+from ssl_weighting.protocols import Inputs
+from ssl_weighting.terms import Distance, LossTerm
 
 Engine = Literal["auto", "jvp", "activation", "vmap", "serial"]
 

@@ -35,8 +35,9 @@ from torch import Tensor
 
 from ssl_weighting.distributed import all_processes, averaged
 from ssl_weighting.errors import DataWarning, UserError
-from ssl_weighting.influence.base import Influence, Network
+from ssl_weighting.influence.base import Influence
 from ssl_weighting.influence.finite import check_given, check_influences
+from ssl_weighting.protocols import Network
 from ssl_weighting.terms import LossTerm, Objective
 
 

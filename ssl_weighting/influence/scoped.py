@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from ssl_weighting.errors import UserError
-from ssl_weighting.influence.base import Influence, Network
+from ssl_weighting.influence.base import Influence
 from ssl_weighting.influence.curvature import CurvatureOperator, unflatten
 from ssl_weighting.influence.evaluation import HeadsOnly, batches_of, of_features, plain_evaluation
 from ssl_weighting.influence.finite import check_given, check_influences
 from ssl_weighting.influence.products import Engine, check_engine, per_example_products
 from ssl_weighting.influence.scope import check_scope, scope_parameters
+from ssl_weighting.protocols import Network
 from ssl_weighting.terms import LossTerm, Objective
 
 

@@ -10,10 +10,11 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from ssl_weighting.influence.base import Network, ThetaStep
+from ssl_weighting.influence.base import ThetaStep
 from ssl_weighting.influence.curvature import check_curvature
 from ssl_weighting.influence.evaluation import parameters_at
 from ssl_weighting.influence.scoped import Problem, ScopedInfluence, check_positive
+from ssl_weighting.protocols import Network
 from ssl_weighting.terms import Distance, LossTerm, Objective
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ssl_weighting.distributed import all_processes, process_count
 from ssl_weighting.errors import NonFiniteError
 from ssl_weighting.influence import Influence
-from ssl_weighting.influence.base import Network
+from ssl_weighting.protocols import Network
 from ssl_weighting.terms import LossTerm, Objective
 from ssl_weighting.weighting.options import WeightingOptions
 from ssl_weighting.weighting.row_file import RowFile

@@ -148,14 +148,16 @@ def test_last_block_is_the_last_layer_and_the_pooler(encoder):
 def test_perturbed_embeddings(encoder):
     network = Classifier(encoder, 2).double().eval()
     batch = tokens([4, 9])
-    direction = network.random_direction(batch)
+    direction = network.perturbation_like(batch)
     assert direction.shape == (2, 9, 8)
     assert not direction[0, 4:].any() and direction[0, :4].abs().min() > 0
-    still = network(network.moved(batch, torch.zeros_like(direction))).logits
+    still = network(network.perturb(batch, torch.zeros_like(direction))).logits
     assert torch.allclose(still, network(batch).logits, atol=1e-12)
-    assert not torch.allclose(network(network.moved(batch, direction)).logits, still)
-    joined = network.joint(network.moved(batch, direction), network.moved(tokens([3]), torch.zeros(1, 3, 8)))
-    assert torch.allclose(joined[0].logits, network(network.moved(batch, direction)).logits, atol=1e-12)
+    assert not torch.allclose(network(network.perturb(batch, direction)).logits, still)
+    joined = network.joint(
+        network.perturb(batch, direction), network.perturb(tokens([3]), torch.zeros(1, 3, 8))
+    )
+    assert torch.allclose(joined[0].logits, network(network.perturb(batch, direction)).logits, atol=1e-12)
 
 
 def test_vat_finds_the_direction_that_matters(encoder):
@@ -169,12 +171,12 @@ def test_vat_finds_the_direction_that_matters(encoder):
     assert not found[0, 6:].any()
 
     def change(by):
-        return (network(network.moved(batch, by)).logits - plain.logits).abs().sum(1)
+        return (network(network.perturb(batch, by)).logits - plain.logits).abs().sum(1)
 
     noise = torch.stack(
         [
             change(n / n.flatten(1).norm(dim=1)[:, None, None])
-            for n in (network.random_direction(batch) for _ in range(20))
+            for n in (network.perturbation_like(batch) for _ in range(20))
         ]
     )
     assert (change(found) > 2 * noise.mean(0)).all()

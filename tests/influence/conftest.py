@@ -11,7 +11,8 @@ from torch.func import functional_call
 from ssl_weighting.backbones.base import Backbone, Classifier
 from ssl_weighting.backbones.conv import SmallConvNet
 from ssl_weighting.backbones.mlp import MLP
-from ssl_weighting.terms import CROSS_ENTROPY, SQUARED_ERROR, Inputs, LossTerm, Objective
+from ssl_weighting.protocols import Inputs
+from ssl_weighting.terms import CROSS_ENTROPY, SQUARED_ERROR, LossTerm, Objective
 
 
 @pytest.fixture(autouse=True)
