@@ -22,6 +22,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.optim import Optimizer
 
 from ssl_weighting.backbones.base import Classifier
+from ssl_weighting.checks import require
+from ssl_weighting.influence import Influence
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 NETWORKS = ("model.", "ema.model.")
@@ -117,6 +119,21 @@ def _named_groups(module: Any, optimizer: Optimizer) -> list[dict[str, Any]]:
 
 
 StrategyRegistry.register("fsdp2", FullySharded, "Fully sharded data parallel, version 2", override=True)
+
+
+def check_divisible(influence: Influence, compiled: bool, skips: bool) -> None:
+    """Refuse what needs the whole of θ in each process.
+
+    Raises:
+        UserError: Naming the option.
+    """
+    for key, value, fine in (
+        ("influence", type(influence).__name__, not influence.reads_parameters),
+        ("compile", True, not compiled),
+        ("nonfinite", "skip", not skips),
+    ):
+        parts = "not with trainer.strategy=fsdp2, which keeps a part of θ in each process; "
+        require(f"model.{key}", value, fine, f"{parts}use ddp, or leave it at its default")
 
 
 def shard(network: Classifier, mesh: DeviceMesh) -> None:

@@ -2,51 +2,39 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ssl_weighting import resumption
 from ssl_weighting.algorithms.base import Algorithm, Context
 from ssl_weighting.backbones.base import Backbone, Classifier
 from ssl_weighting.checks import require
 from ssl_weighting.data.module import NO_TRAINER_PREDICT, SSLData
 from ssl_weighting.data.source import LabeledBatch
-from ssl_weighting.distributed import all_objects, averaged, process_count
+from ssl_weighting.data.split import Split
+from ssl_weighting.distributed import averaged, process_count
 from ssl_weighting.ema import MovingAverage
 from ssl_weighting.errors import NonFiniteError, UserError
-from ssl_weighting.fsdp import FullySharded, shard
+from ssl_weighting.evaluation import Evaluation
+from ssl_weighting.fsdp import FullySharded, check_divisible, shard
 from ssl_weighting.guards import check_classes, check_vocabulary, require_compiler
 from ssl_weighting.influence import ExactLastLayer, Influence
 from ssl_weighting.modes import evaluation_mode
 from ssl_weighting.precision import check_precision
 from ssl_weighting.protocols import Model
-from ssl_weighting.resumption import (
-    BEGUN,
-    FORMAT,
-    check_begun,
-    check_data,
-    check_format,
-    check_optimizer,
-    check_processes,
-    group_sizes,
-    influence_state,
-    misfit,
-    options_of,
-    take_options,
-)
+from ssl_weighting.randomness import seed_by
 from ssl_weighting.terms import Objective
 from ssl_weighting.theta import Step, Theta, ThetaOptions
 from ssl_weighting.trial import Trial
 from ssl_weighting.views import Batches, Views, laid_out
-from ssl_weighting.weighting import Update, Weighting, WeightingOptions
+from ssl_weighting.weighting import Weighting, WeightingOptions
 from ssl_weighting.weighting.row_file import open_rows, open_rows_at
 from ssl_weighting.weighting.weighting import row_defaults
 
@@ -108,12 +96,10 @@ class SSLModule(LightningModule):
         self.labeled_augmentation = nn.ModuleList(labeled_augmentation or ())
         self.weighting = Weighting(weighting, influence or ExactLastLayer(), learns=bool(algorithm.views))
         changed = (algorithm, self.labeled_augmentation)
+        self.evaluations = nn.ModuleDict({"validation": Evaluation(), "test": Evaluation()})
         self.theta = Theta(theta, self.model, self.ema, changed, nonfinite == "skip")
-        self.num_classes, self.nonfinite, self.symmetric_binary_head = (
-            num_classes,
-            nonfinite,
-            symmetric_binary_head,
-        )
+        self.num_classes, self.symmetric_binary_head = num_classes, symmetric_binary_head
+        self.nonfinite = nonfinite
         self.channels_last, self.compiles, self._is_sharded = channels_last, compile, False
         self.batches_per_step = theta.accumulate
         self.skipped = 0
@@ -121,7 +107,6 @@ class SSLModule(LightningModule):
         self.configuration = ""
         self._fresh: Iterator[tuple[Batches, int, int]] | None = None
         self._influence_state: Any = None
-        self._sums: dict[str, Tensor] = {}
         self.latest: dict[str, float] = {}
         """The newest value of everything logged, for progress displays."""
 
@@ -139,10 +124,8 @@ class SSLModule(LightningModule):
         if self.weighting.due(self.global_step):  # lines 3 and 6
             fresh = self.fresh_batch()  # line 7; before the next line: a loader that starts draws a number
             self.draw_by("lambda", self.global_step)
-            with (
-                evaluation_mode(self.model, self.weighting.options.batchnorm, self.compiles),
-                torch.no_grad(),
-            ):
+            batchnorm = self.weighting.options.batchnorm
+            with evaluation_mode(self.model, batchnorm, self.compiles), torch.no_grad():
                 objective = self.objective(fresh)  # line 8
                 validation = self.views.validation_term(cast(Model, self.model), fresh["validation"])
                 self.weight_step(objective, validation)  # lines 9 to 12: Λ moves
@@ -167,7 +150,7 @@ class SSLModule(LightningModule):
         self.theta.finite.check()
         try:
             with torch.autocast(self.device.type, enabled=False):
-                self._log_weight_step(self.weighting.step(self.model, objective, validation))
+                self._log_now(self.weighting.step(self.model, objective, validation).numbers())
         except NonFiniteError as error:
             if self.nonfinite == "stop":
                 raise NonFiniteError(f"{error}, at step {self.global_step}") from error
@@ -183,12 +166,7 @@ class SSLModule(LightningModule):
 
     def draw_by(self, purpose: str, number: int) -> None:
         """Make what is drawn from here on a function of seed and step, so that a resumed run draws the same."""
-        key = f"{self.data.seed} {purpose} {number} {self.global_rank}"
-        value = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little") >> 1
-        # torch.manual_seed queues a call, with its stack, for every kind of device that was never used
-        torch.default_generator.manual_seed(value)
-        if self.device.type != "cpu":
-            torch.get_device_module(self.device).manual_seed(value)
+        seed_by(f"{self.data.seed} {purpose} {number} {self.global_rank}", self.device)
 
     def _skip(self) -> None:
         self.skipped += 1
@@ -203,18 +181,16 @@ class SSLModule(LightningModule):
         assert isinstance(data, SSLData)
         return data
 
+    def split(self) -> Split:
+        """The split of the data that the run trains on."""
+        assert self.data.split is not None
+        return self.data.split
+
     @property
     def views(self) -> Views:
         """Batches as the method wants to see them."""
-        augmentation = self.labeled_augmentation
-        return Views(
-            self.data,
-            self.algorithm,
-            augmentation,
-            self.num_classes,
-            cast(torch.dtype, self.dtype),
-            self.channels_last,
-        )
+        shown = (self.data, self.algorithm, self.labeled_augmentation, self.num_classes)
+        return Views(*shown, cast(torch.dtype, self.dtype), self.channels_last)
 
     @property
     def context(self) -> Context:
@@ -229,13 +205,8 @@ class SSLModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """θ's optimiser and schedule. Λ's is not registered: every registered optimiser's step counts as a step."""
-        optimizer, influence = self.theta.new_optimizer(), self.weighting.influence
-        self._optimizer_options = options_of(optimizer)  # before a schedule adds to them
-        plain = isinstance(optimizer, torch.optim.SGD) and self.batches_per_step == 1
-        require(
-            "model.influence", type(influence).__name__, plain or not influence.records_steps,
-            "walks back through steps of torch.optim.SGD with model.theta.accumulate=1; use them, or another influence",
-        )  # fmt: skip
+        optimizer = self.theta.new_optimizer(self.recorder)
+        self._optimizer_options = resumption.options_of(optimizer)  # before a schedule adds to them
         return [optimizer], [self.theta.new_schedule(optimizer, self.trainer.max_steps)]
 
     # ---- set-up -------------------------------------------------------------------------------------------
@@ -273,20 +244,13 @@ class SSLModule(LightningModule):
     def configure_model(self) -> None:
         """Divide θ and its average among the processes, where the strategy does."""
         strategy = self.trainer.strategy
-        if not isinstance(strategy, FullySharded) or self._is_sharded:
-            return
-        influence = self.weighting.influence
-        for key, value, fine in (
-            ("influence", type(influence).__name__, not influence.reads_parameters),
-            ("compile", self.compiles, not self.compiles),
-            ("nonfinite", self.nonfinite, self.nonfinite == "stop"),
-        ):
-            parts = "not with trainer.strategy=fsdp2, which keeps a part of θ in each process; "
-            require(f"model.{key}", value, fine, f"{parts}use ddp, or leave it at its default")
-        for network in (self.model, cast(Classifier, self.ema.model)):
-            shard(network, strategy.device_mesh["data_parallel"])
-        self.data.divides_evaluation = False  # all processes have to make the same passes
-        self._is_sharded = True
+        if isinstance(strategy, FullySharded) and not self._is_sharded:
+            influence = self.weighting.influence
+            check_divisible(influence, compiled=self.compiles, skips=self.theta.skips)
+            for network in (self.model, cast(Classifier, self.ema.model)):
+                shard(network, strategy.device_mesh["data_parallel"])
+            self.data.divides_evaluation = False  # all processes have to make the same passes
+            self._is_sharded = True
 
     def on_fit_start(self) -> None:
         """Try views, network and influence on a few examples, so that what does not fit is said before training.
@@ -335,52 +299,32 @@ class SSLModule(LightningModule):
             probabilities: Tensor = self.ema.model(inputs).probabilities()
         return probabilities
 
-    def _evaluate(self, batch: LabeledBatch, name: str) -> None:
+    def _evaluate(self, batch: LabeledBatch, part: str) -> None:
         with torch.autocast(self.device.type, enabled=False):
             inputs = self.data.view(batch.inputs, ())
-        probabilities = self.probabilities(inputs)
-        wrong = (probabilities.argmax(-1) != batch.labels).sum()
-        loss = F.nll_loss(probabilities.clamp_min(1e-12).log(), batch.labels, reduction="sum")
-        sums = torch.stack((wrong.to(loss), loss, loss.new_tensor(len(batch.labels))))
-        self._sums[name] = self._sums.get(name, 0) + sums
+        self._evaluation(part).update(self.probabilities(inputs), batch.labels)
+
+    def _evaluation(self, part: str) -> Evaluation:
+        return cast(Evaluation, self.evaluations[part])
 
     def _log_evaluation(self) -> None:
-        values: dict[str, Any] = {}
-        for name, sums in self._sums.items():
-            wrong, loss, count = self.trainer.strategy.reduce(sums, reduce_op="sum")
-            values |= {f"{name}/error": wrong / count, f"{name}/loss": loss / count}
-        self._sums = {}
-        # For callbacks and for what trainer.test returns.
-        self.log_dict(values, logger=False, sync_dist=process_count() > 1)
+        values = {
+            f"{part}/{name}": value
+            for part in self.evaluations
+            if self._evaluation(part).seen
+            for name, value in self._evaluation(part).compute().items()
+        }
+        self.log_dict(values, logger=False)  # for callbacks and for what trainer.test returns
         self._log_now(values)
 
     # ---- logs ---------------------------------------------------------------------------------------------
 
     def _log_theta_step(self, objective: Objective, done: Step) -> None:
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if not every or self.global_step % every:
-            return
-        self.theta.finite.check()
-        rate = cast(LightningOptimizer, self.optimizers()).param_groups[0]["lr"]
-        values: dict[str, Any] = {"train/loss": done.loss, "train/lr": rate}
-        for term, value in zip(objective.terms, done.losses, strict=True):
-            values[f"train/{term.name}"] = value
-            if term.index is not None:
-                values[f"train/{term.name}_mask"] = term.mask.mean()
-        self._log_now(values)
-
-    def _log_weight_step(self, update: Update) -> None:
-        influences, weights = update.influences, update.weights
-        self._log_now(
-            {
-                "influence/mean": influences.mean(),
-                "influence/std": influences.std(correction=0),
-                "influence/harmful": (influences > 0).float().mean(),
-                "influence/validation_loss": update.validation_loss,
-                "weights/batch_mean": weights.mean(),
-                "weights/batch_std": weights.std(correction=0),
-            }
-        )
+        if every and self.global_step % every == 0:
+            self.theta.finite.check()
+            rate = cast(LightningOptimizer, self.optimizers()).param_groups[0]["lr"]
+            self._log_now({"train/lr": rate, **done.numbers(objective)})
 
     def _log_now(self, values: dict[str, Any]) -> None:
         """Means over the processes to all loggers, at the present θ step. Waits for the device, so not every step."""
@@ -405,43 +349,35 @@ class SSLModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what a resumed run must agree with; refuse to save a state that is not finite."""
         self.theta.finite.check()
-        split, processes = self.data.split, process_count()
-        assert split is not None
         # Callbacks save as soon as a run goes on, before the influence was handed what it had.
-        influence = (
-            self.weighting.influence.state() if self._influence_state is None else self._influence_state
-        )
-        optimizer = cast(LightningOptimizer, self.optimizers()).optimizer
+        kept = self._influence_state
         checkpoint["ssl_weighting"] = {
-            "format": FORMAT,
-            "optimizer": type(optimizer).__name__,
-            "groups": group_sizes(optimizer),
-            "options": self._optimizer_options,
+            **resumption.state_of_optimizer(
+                cast(LightningOptimizer, self.optimizers()).optimizer, self._optimizer_options
+            ),
+            **resumption.state_of_influence(self.weighting.influence.state() if kept is None else kept),
+            **resumption.state_of_split(self.split()),
+            "format": resumption.FORMAT,
             "begun": self._begun(),
-            "data_set": split.data_set,
-            "split_sha256": split.sha256(),
             "seed": self.data.seed,
-            "processes": processes,
             "skipped": self.skipped,
             "configuration": self.configuration,
             "memory": self.data.to_remember(),
-            "influence": influence if influence is None or processes == 1 else all_objects(influence),
         }
         self.weighting.gather_state(checkpoint["state_dict"], "weighting.")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another data set or split; take from it what is no option."""
-        saved = check_format(checkpoint)
-        assert self.data.split is not None
-        check_data(saved, self.data.split)
+        saved = resumption.check_format(checkpoint)
+        resumption.check_data(saved, self.split())
         if self.trainer.training:
-            check_processes(saved, process_count())
-            check_begun(saved, self._begun())
+            resumption.check_processes(saved, process_count())
+            resumption.check_begun(saved, self._begun())
             (optimizer,), (schedule,) = self.configure_optimizers()
-            check_optimizer(saved, optimizer)
-            take_options(checkpoint, self._optimizer_options, schedule)
+            resumption.check_optimizer(saved, optimizer)
+            resumption.take_options(checkpoint, self._optimizer_options, schedule)
         self.skipped = saved["skipped"]
-        self._influence_state = influence_state(saved, self.global_rank)
+        self._influence_state = resumption.influence_state(saved, self.global_rank)
         self.weighting.scatter_state(checkpoint["state_dict"], "weighting.")
         if self.weighting.file is not None:
             open_rows_at(self.weighting.file, checkpoint["global_step"], self.trainer.strategy)
@@ -449,7 +385,7 @@ class SSLModule(LightningModule):
     def _begun(self) -> dict[str, Any]:
         weighting, theta = self.weighting.options, self.theta.options
         values = (self.num_classes, self.symmetric_binary_head, weighting.init, weighting.storage)
-        return dict(zip(BEGUN, (*values, theta.accumulate, theta.decay_all), strict=True))
+        return dict(zip(resumption.BEGUN, (*values, theta.accumulate, theta.decay_all), strict=True))
 
     @classmethod
     def load_from_checkpoint(cls, *_: Any, **__: Any) -> Any:
@@ -471,4 +407,4 @@ class SSLModule(LightningModule):
         try:
             return super().load_state_dict(*arguments, **options)
         except RuntimeError as error:
-            raise misfit(error) from None
+            raise resumption.misfit(error) from None

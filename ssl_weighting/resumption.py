@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from ssl_weighting.data.split import Split
+from ssl_weighting.distributed import all_objects, process_count
 from ssl_weighting.errors import UserError
 
 OPTIONS_OF = {
@@ -58,6 +59,23 @@ def take_options(checkpoint: dict[str, Any], options: list[dict[str, Any]], sche
         group["lr"] = new["lr"] * factor(rates["last_epoch"])
     rates["base_lrs"] = [group["initial_lr"] for group in groups]
     rates["_last_lr"] = [group["lr"] for group in groups]
+
+
+def state_of_optimizer(optimizer: Optimizer, options: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a checkpoint keeps of θ's optimiser besides its state: its class, its groups' sizes and options."""
+    return {"optimizer": type(optimizer).__name__, "groups": group_sizes(optimizer), "options": options}
+
+
+def state_of_influence(mine: Any) -> dict[str, Any]:
+    """What it keeps of the influence: the state of every process's, if there is one."""
+    processes = process_count()
+    whole = mine if mine is None or processes == 1 else all_objects(mine)
+    return {"influence": whole, "processes": processes}
+
+
+def state_of_split(split: Split) -> dict[str, Any]:
+    """What it keeps of the data: the set's name and the split's fingerprint."""
+    return {"data_set": split.data_set, "split_sha256": split.sha256()}
 
 
 def check_format(checkpoint: dict[str, Any]) -> dict[str, Any]:

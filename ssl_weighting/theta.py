@@ -89,6 +89,15 @@ class Step:
     loss: Tensor
     predictions: list[Predictions]
 
+    def numbers(self, objective: Objective) -> dict[str, Tensor]:
+        """What is logged of it: the loss, each term's share, and how much of a term on the pool counted."""
+        values = {"train/loss": self.loss}
+        for term, value in zip(objective.terms, self.losses, strict=True):
+            values[f"train/{term.name}"] = value
+            if term.index is not None:
+                values[f"train/{term.name}_mask"] = term.mask.mean()
+        return values
+
 
 class Theta:
     """The steps of θ: accumulation, clipping, the optimiser's step, the rate and the moving average.
@@ -116,8 +125,15 @@ class Theta:
 
     # ---- its optimiser -------------------------------------------------------------------------------------
 
-    def new_optimizer(self) -> Optimizer:
-        """θ's optimiser as the options ask for it, without state."""
+    def new_optimizer(self, recorder: Influence | None = None) -> Optimizer:
+        """θ's optimiser as the options ask for it, without state.
+
+        Args:
+            recorder: An influence that walks back through θ's steps, if there is one.
+
+        Raises:
+            UserError: If it cannot be made, or its steps cannot be walked back through.
+        """
         parameters = [p for p in self.network.parameters() if p.requires_grad]
         decay_all = self.options.decay_all
         kernels = [p for p in parameters if p.dim() > 1 or decay_all]
@@ -126,9 +142,15 @@ class Theta:
         if others:
             groups.append({"params": others, "weight_decay": 0.0})
         try:
-            return self.options.optimizer(groups)
+            made = self.options.optimizer(groups)
         except (ValueError, TypeError) as error:
             raise UserError(f"model.theta.optimizer: {error}") from error
+        if recorder is not None and not (isinstance(made, torch.optim.SGD) and self.options.accumulate == 1):
+            raise UserError(
+                f"model.influence={type(recorder).__name__}: walks back through steps of torch.optim.SGD with "
+                "model.theta.accumulate=1; use them, or another influence"
+            )
+        return made
 
     def new_schedule(self, optimizer: Optimizer, total_steps: int) -> LambdaLR:
         """The learning rate over a run of so many θ steps."""

@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch import Trainer, seed_everything
 from rich.console import Console
 from rich.table import Table
 
 from lab.speed.floor import METHODS, run_passes
 from lab.speed.loop import RandomImages, bare_trainer
 from lab.speed.peers import PEERS, PeerTask, kind_of
+from lab.speed.timed import TimedModule, Watch
 from lab.speed.timing import machine
 from lab.speed.turns import Loop, Turn, Turns, take_turns
 from ssl_weighting.backbones.wide_resnet import WideResNet
@@ -33,7 +34,6 @@ from ssl_weighting.errors import UserError
 from ssl_weighting.files import whole_file
 from ssl_weighting.influence import ExactLastLayer
 from ssl_weighting.module import SSLModule
-from ssl_weighting.views import Views
 from ssl_weighting.weighting import WeightingOptions
 
 INNER_STEPS = 100
@@ -314,70 +314,10 @@ def _against_peers(summaries: Sequence[Summary], peers: Sequence[str]) -> list[s
 # ---- ours -------------------------------------------------------------------------------------------------
 
 
-class _TimedViews(Views):
-    """Tells of what it takes to show examples."""
-
-    turns: Turns
-
-    def of(self, batch: Any) -> Any:
-        with self.turns.span("weights" if "validation" in batch else "views"):
-            return super().of(batch)
-
-    def validation_term(self, network: Any, batch: Any) -> Any:
-        with self.turns.span("weights"):
-            return super().validation_term(network, batch)
-
-
-class _Timed(SSLModule):
-    """The loop, telling of its views and of Λ."""
-
-    turns: Turns
-
-    @property
-    def views(self) -> Views:
-        views = super().views
-        views.__class__, views.turns = _TimedViews, self.turns  # type: ignore[attr-defined]
-        return views
-
-    def objective(self, batch: Any) -> Any:
-        if "validation" not in batch:
-            return super().objective(batch)
-        shown = self.views.of(batch)
-        with self.turns.span("weights"):
-            terms = self.algorithm.loss_terms(self.model, *shown, self.context)  # type: ignore[arg-type]
-            return self.weighting.weighted(list(terms))
-
-    def fresh_batch(self) -> Any:
-        with self.turns.span("weights"):
-            return super().fresh_batch()
-
-    def weight_step(self, objective: Any, validation: Any) -> None:
-        with self.turns.span("weights"):
-            super().weight_step(objective, validation)
-
-
-class _Watch(Callback):
-    """Tells the turns where steps begin."""
-
-    def __init__(self, turns: Turns) -> None:
-        self.turns = turns
-
-    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        self.turns.step()
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        self.turns.arrived()
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self.turns.step()
-
-
 def _ours(options: Options, method: str, variant: str, precision: str, turns: Turns) -> None:
     """The trainer's own loop, a Λ step at the end of every turn."""
     seed_everything(0, verbose=False)
-    model = _Timed(
+    model = TimedModule(
         10,
         WideResNet(options.depth, options.width),
         METHODS[method].make(),
@@ -394,7 +334,7 @@ def _ours(options: Options, method: str, variant: str, precision: str, turns: Tu
         validation_batch_size=4 * options.labeled,
         num_workers=options.workers,
     )
-    trainer = bare_trainer(total_steps(options), turns.device.type, _Watch(turns), precision=precision)
+    trainer = bare_trainer(total_steps(options), turns.device.type, Watch(turns), precision=precision)
     if "compiled" not in variant:
         turns.after = partial(_measure_floor, options, method, variant, trainer, model, turns)
     trainer.fit(model, data)

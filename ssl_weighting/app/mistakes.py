@@ -17,6 +17,7 @@ from torch import nn
 from ssl_weighting.app.choices import PLUGINS, arguments, classes, prefix_of
 from ssl_weighting.app.names import nearest
 from ssl_weighting.app.recipes import recipe_names
+from ssl_weighting.app.renamed import renamed
 from ssl_weighting.app.trainer_options import OPTIONS
 from ssl_weighting.data import SSLData
 
@@ -37,27 +38,6 @@ ELSEWHERE = {
     "checkpoint_path": "ckpt_path",
 }
 """What other programs call an option."""
-MOVED = {
-    "weighting": "weighting.kind",
-    "inner_steps": "weighting.inner_steps",
-    "warmup_steps": "weighting.warmup_steps",
-    "weight_lr": "weighting.lr",
-    "weight_optimizer": "weighting.optimizer",
-    "bias_correction": "weighting.bias_correction",
-    "weight_init": "weighting.init",
-    "weight_bounds": "weighting.bounds",
-    "update_masked": "weighting.update_masked",
-    "weight_storage": "weighting.storage",
-    "influence_batchnorm": "weighting.batchnorm",
-    "optimizer": "theta.optimizer",
-    "decay_all": "theta.decay_all",
-    "schedule": "theta.schedule",
-    "lr_warmup_steps": "theta.lr_warmup_steps",
-    "clip_norm": "theta.clip_norm",
-    "accumulate": "theta.accumulate",
-    "ema_decay": "theta.ema_decay",
-}
-"""Where options of ``model`` went when they were grouped."""
 NEEDED = ("data", "model.algorithm", "model.backbone")
 NO_RECIPE = (
     "--config: missing; give a recipe's name (`ssl-weighting recipes` lists them) or path; "
@@ -173,7 +153,7 @@ def _unknown_option(key: str, place: Place) -> str:
 def _known(key: str, place: Place) -> str:
     if key in ELSEWHERE:
         return f"did you mean {ELSEWHERE[key]}?"
-    if (moved := _moved(key)) is not None:
+    if (moved := renamed(key)) is not None:
         return f"it is {moved} now"
     keys = [action.dest for action in place.actions if action.option_strings and action.dest != "help"]
     refused = {f"trainer.{name}" for name, option in OPTIONS.items() if not option.value}
@@ -195,13 +175,6 @@ def _known(key: str, place: Place) -> str:
     if "." in key and group not in groups:
         return f"there are {', '.join(sorted(groups))}"
     return _or_all(_meant(key, keys, list(plugin_keys)))
-
-
-def _moved(key: str) -> str | None:
-    """The key that an option of earlier versions has now."""
-    group, _, rest = key.partition(".")
-    name, dot, inner = rest.partition(".")
-    return f"model.{MOVED[name]}{dot}{inner}" if group == "model" and name in MOVED else None
 
 
 def _or_all(meant: list[str]) -> str:

@@ -20,7 +20,7 @@ from ssl_weighting.checks import require
 from ssl_weighting.data.duplicates import Contents, find_copies, sentences, without_copies
 from ssl_weighting.data.remembered import NewExamples, remembered
 from ssl_weighting.data.source import ExampleSet, InMemory, Source
-from ssl_weighting.data.split import Split, make_split, read_split
+from ssl_weighting.data.split import Split, check_classes, make_split, read_split
 from ssl_weighting.data.stream import Stream
 from ssl_weighting.errors import DataWarning, UserError
 from ssl_weighting.files import home_path
@@ -247,7 +247,9 @@ class SSLData(LightningDataModule, ABC):
             labels = self._labels_without_copies(train, stage)
             if self.split_file is not None:
                 self.split = read_split(self.split_file, self.name, checksum)
-                self._check_classes(self.split, train.labels)
+                check_classes(
+                    self.split, train.labels, self.known_classes, self.pool_classes, self.split_file
+                )
             else:
                 self.split = make_split(
                     labels,
@@ -280,16 +282,6 @@ class SSLData(LightningDataModule, ABC):
         for sentence in sentences(copies, contents, test):
             warnings.warn(sentence, DataWarning, stacklevel=2)
         return without_copies(train.labels, copies, contents)
-
-    def _check_classes(self, split: Split, labels: Tensor) -> None:
-        """A split of other classes would give labels that the network has no output for."""
-        labelled = {*labels[split.labeled].tolist(), *labels[split.validation].tolist()}
-        strange = {*labels[split.unlabeled].tolist()} - {*self.known_classes, *self.pool_classes, -1}
-        if labelled != {*self.known_classes} or strange:
-            raise UserError(
-                f"data.split={self.split_file}: not drawn for data.known_classes={self.known_classes} and "
-                f"data.pool_classes={self.pool_classes}; give the classes that it was drawn for"
-            )
 
     def _setup_test(self) -> None:
         if not self.has_test:

@@ -319,3 +319,27 @@ def read_split(path: Path, data_set: str, checksum: str) -> Split:
             )
         )
     return split
+
+
+def check_classes(
+    split: Split, labels: Tensor, known_classes: Sequence[int], pool_classes: Sequence[int], path: Path
+) -> None:
+    """Refuse a split of other classes, which would give labels that the network has no output for.
+
+    Args:
+        split: The split.
+        labels: (n,) int64, class numbers of all training examples.
+        known_classes: Those to learn.
+        pool_classes: Those that only the pool holds.
+        path: Where the split was read.
+
+    Raises:
+        UserError: Naming the options.
+    """
+    labelled = {*labels[split.labeled].tolist(), *labels[split.validation].tolist()}
+    unknown = {*labels[split.unlabeled].tolist()} - {*known_classes, *pool_classes, -1}
+    if labelled != {*known_classes} or unknown:
+        raise UserError(
+            f"data.split={path}: not drawn for data.known_classes={list(known_classes)} and "
+            f"data.pool_classes={list(pool_classes)}; give the classes that it was drawn for"
+        )

@@ -47,6 +47,17 @@ class Update:
     weights: Tensor
     validation_loss: Tensor
 
+    def numbers(self) -> dict[str, Tensor]:
+        """What is logged of it."""
+        return {
+            "influence/mean": self.influences.mean(),
+            "influence/std": self.influences.std(correction=0),
+            "influence/harmful": (self.influences > 0).float().mean(),
+            "influence/validation_loss": self.validation_loss,
+            "weights/batch_mean": self.weights.mean(),
+            "weights/batch_std": self.weights.std(correction=0),
+        }
+
 
 class ExampleWeights(Table):
     """The weights λ_u ≥ 0, and how they move (Alg. 1, line 12).
