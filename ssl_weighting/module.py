@@ -282,11 +282,7 @@ class SSLModule(LightningModule):
         self._log_evaluation()
 
     def predict_step(self, *_: Any) -> None:
-        """Not by Lightning's ``Trainer.predict``, which has no way to name the examples.
-
-        Raises:
-            UserError: Naming the way.
-        """
+        """Refused, for Lightning's ``Trainer.predict`` has no way to name the examples."""
         raise UserError(NO_TRAINER_PREDICT)
 
     def probabilities(self, inputs: Any) -> Tensor:
@@ -389,11 +385,7 @@ class SSLModule(LightningModule):
 
     @classmethod
     def load_from_checkpoint(cls, *_: Any, **__: Any) -> Any:
-        """Not the way to a trained model, which needs the data's preprocessing as well.
-
-        Raises:
-            UserError: Naming the way.
-        """
+        """Refused, for a trained model needs the data's preprocessing as well."""
         raise UserError(
             "SSLModule.load_from_checkpoint: use ssl_weighting.load(RUN), which knows the run's preprocessing and classes"
         )

@@ -11,15 +11,12 @@ from ssl_weighting.algorithms.base import (
     Show,
     Unlabeled,
     checked_coefficient,
-    checked_fraction,
-    one_hot_like,
-    supervised_term,
-    unlabeled_term,
     update_rates,
 )
-from ssl_weighting.augment import CTAugment, Cutout, RandAugment
-from ssl_weighting.protocols import Model, View
-from ssl_weighting.terms import CROSS_ENTROPY, LossTerm
+from ssl_weighting.algorithms.selection import FixedThreshold, strong_steps, weak_strong_terms
+from ssl_weighting.augment import CTAugment
+from ssl_weighting.protocols import Model
+from ssl_weighting.terms import LossTerm
 
 
 class FixMatch(Algorithm):
@@ -44,35 +41,18 @@ class FixMatch(Algorithm):
         self, threshold: float = 0.95, coefficient: float = 1.0, strong: list[nn.Module | str] | None = None
     ) -> None:
         super().__init__()
-        self.threshold = checked_fraction("model.algorithm.threshold", threshold)
+        self.selection = FixedThreshold(threshold)
         self.coefficient = checked_coefficient("model.algorithm.coefficient", coefficient)
-        steps: View = tuple([RandAugment("fixmatch"), Cutout(16)] if strong is None else strong)
-        self.strong = nn.ModuleList(step for step in steps if isinstance(step, nn.Module))
+        steps, self.strong = strong_steps(strong)
         self.views = {"weak": ("weak",), "strong": ("weak", *steps)}
 
     def loss_terms(
         self, model: Model, labeled: Labeled, unlabeled: Unlabeled, context: Context
     ) -> list[LossTerm]:
         """See :meth:`Algorithm.loss_terms`."""
-        known, weak, strong = model.joint(
-            labeled.inputs, unlabeled.views["weak"], unlabeled.views["strong"], constant=(1,)
-        )
-        probabilities = weak.probabilities()
-        confidence, label = probabilities.max(-1)
-        return [
-            supervised_term(known, labeled.target),
-            unlabeled_term(
-                "consistency",
-                strong,
-                one_hot_like(label, probabilities),
-                CROSS_ENTROPY,
-                unlabeled.index,
-                mask=confidence >= self.threshold,
-                scale=self.coefficient,
-                confidence=confidence,
-                anchor=weak,
-            ),
-        ]
+        outputs = model.joint(labeled.inputs, *unlabeled.views.values(), constant=(1,))
+        mask = self.selection.select(outputs[1].probabilities())
+        return weak_strong_terms(outputs, labeled, unlabeled, mask, self.coefficient)
 
     def after_step(self, show: Show, context: Context) -> None:
         """See :meth:`Algorithm.after_step`."""

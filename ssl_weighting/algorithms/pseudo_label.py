@@ -14,6 +14,7 @@ from ssl_weighting.algorithms.base import (
     supervised_term,
     unlabeled_term,
 )
+from ssl_weighting.algorithms.selection import FixedThreshold
 from ssl_weighting.protocols import Model
 from ssl_weighting.terms import CROSS_ENTROPY, LossTerm
 
@@ -36,7 +37,7 @@ class PseudoLabel(Algorithm):
 
     def __init__(self, threshold: float = 0.95, coefficient: float = 1.0, ramp: float = 0.4) -> None:
         super().__init__()
-        self.threshold = checked_fraction("model.algorithm.threshold", threshold)
+        self.selection = FixedThreshold(threshold, inclusive=False)
         self.coefficient = checked_coefficient("model.algorithm.coefficient", coefficient)
         self.ramp = checked_fraction("model.algorithm.ramp", ramp)
         self.views = {"weak": ("weak",)}
@@ -58,7 +59,7 @@ class PseudoLabel(Algorithm):
                 one_hot_like(label, probabilities),
                 CROSS_ENTROPY,
                 unlabeled.index,
-                mask=confidence > self.threshold,
+                mask=self.selection.select(probabilities),
                 scale=self.coefficient * context.ramp(self.ramp),
                 confidence=confidence,
                 anchor=weak,

@@ -13,15 +13,14 @@ from ssl_weighting.algorithms.base import (
     Labeled,
     Unlabeled,
     checked_coefficient,
-    checked_fraction,
     checked_positive,
     supervised_term,
     unlabeled_term,
 )
-from ssl_weighting.augment import Cutout, RandAugment
+from ssl_weighting.algorithms.selection import FixedThreshold, strong_steps
 from ssl_weighting.distributed import all_processes
 from ssl_weighting.errors import UserError
-from ssl_weighting.protocols import Model, View
+from ssl_weighting.protocols import Model
 from ssl_weighting.terms import KL_DIVERGENCE, LossTerm
 
 
@@ -54,16 +53,13 @@ class UDA(Algorithm):
         strong: list[nn.Module | str] | None = None,
     ) -> None:
         super().__init__()
-        self.threshold = (
-            None if threshold is None else checked_fraction("model.algorithm.threshold", threshold)
-        )
+        self.selection = FixedThreshold(threshold, inclusive=False)
         self.temperature = checked_positive("model.algorithm.temperature", temperature, "1 for no sharpening")
         self.coefficient = checked_coefficient("model.algorithm.coefficient", coefficient)
         if annealing not in (None, "linear", "exp", "log"):
             raise UserError(f"model.algorithm.annealing={annealing}: must be linear, exp, log or null")
         self.annealing = annealing
-        steps: View = tuple([RandAugment("uda"), Cutout(16)] if strong is None else strong)
-        self.strong = nn.ModuleList(step for step in steps if isinstance(step, nn.Module))
+        steps, self.strong = strong_steps(strong, "uda")
         self.views = {"plain": ("weak",), "strong": (*steps, "weak")}
 
     def loss_terms(
@@ -73,9 +69,8 @@ class UDA(Algorithm):
         known, plain, strong = model.joint(
             labeled.inputs, unlabeled.views["plain"], unlabeled.views["strong"], constant=(1,)
         )
-        confidence = plain.probabilities().amax(-1)
-        mask = None if self.threshold is None else confidence > self.threshold
-        target = (plain.probabilities().log() / self.temperature).softmax(-1)
+        probabilities = plain.probabilities()
+        target = (probabilities.log() / self.temperature).softmax(-1)
         return [
             supervised_term(
                 known, labeled.target, self._annealed(known.probabilities(), labeled.target, context)
@@ -86,9 +81,9 @@ class UDA(Algorithm):
                 target,
                 KL_DIVERGENCE,
                 unlabeled.index,
-                mask=mask,
+                mask=self.selection.select(probabilities),
                 scale=self.coefficient,
-                confidence=confidence,
+                confidence=probabilities.amax(-1),
                 anchor=plain,
             ),
         ]

@@ -391,11 +391,7 @@ class SSLData(LightningDataModule, ABC):
         return [self.in_order("validation"), *([self.in_order("test")] if self.evaluate_test else [])]
 
     def predict_dataloader(self) -> Any:
-        """Not by Lightning's ``Trainer.predict``.
-
-        Raises:
-            UserError: Naming the way.
-        """
+        """Refused, for Lightning's ``Trainer.predict`` has no way to name the examples."""
         raise UserError(NO_TRAINER_PREDICT)
 
     def test_dataloader(self) -> DataLoader[Any]:

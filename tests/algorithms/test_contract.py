@@ -73,6 +73,12 @@ def state(c):
     ]
 
 
+def set_threshold(algorithm, threshold):
+    selection = getattr(algorithm, "selection", None)
+    if hasattr(selection, "threshold"):
+        selection.threshold = threshold
+
+
 def same(before, after):
     assert before[1] == after[1]
     for a, b in zip(before[0], after[0], strict=True):
@@ -132,8 +138,7 @@ def test_a_theta_step_moves_theta_and_the_running_statistics_once(real, method):
 @every_method
 def test_a_lambda_step_changes_nothing(real, method):
     c = real(method)
-    if hasattr(c.algorithm, "threshold"):
-        c.algorithm.threshold = 0.1  # everything is sure
+    set_threshold(c.algorithm, 0.1)  # everything is sure
     before = state(c)
     terms = c.lambda_terms()
     same(before, state(c))
@@ -189,9 +194,7 @@ def test_a_batch_of_which_nothing_is_selected(real, method):
     c = real(method)
     for head in c.net.heads.values():  # as unsure as can be
         torch.nn.init.zeros_(head.weight)
-    for name, value in vars(c.algorithm).items():
-        if name == "threshold" and value is not None:
-            c.algorithm.threshold = 1.0
+    set_threshold(c.algorithm, 1.0)
     terms = c.terms()
     loss = Objective(terms, [None] * len(terms)).loss()
     loss.backward()

@@ -234,8 +234,8 @@ def test_remixmatch(case, monkeypatch):
 
 def test_flexmatch(case):
     c = case(FlexMatch(threshold=0.9))
-    c.algorithm.learned[:20] = torch.tensor([0] * 8 + [1] * 6 + [2] * 5 + [3])
-    last_sure = dict(enumerate(c.algorithm.learned.tolist()))
+    c.algorithm.selection.learned[:20] = torch.tensor([0] * 8 + [1] * 6 + [2] * 5 + [3])
+    last_sure = dict(enumerate(c.algorithm.selection.learned.tolist()))
 
     def equation(net):
         known, weak, strong = joint(c, net, "weak", "strong")
@@ -255,7 +255,7 @@ def test_flexmatch(case):
 
     for _ in range(3):
         terms = agree(c, equation)
-        assert c.algorithm.learned.tolist() == [last_sure[i] for i in range(len(last_sure))]
+        assert c.algorithm.selection.learned.tolist() == [last_sure[i] for i in range(len(last_sure))]
         c.new_images()
     assert float(terms[1].mask.mean()) > 0
 
@@ -263,7 +263,7 @@ def test_flexmatch(case):
 def test_freematch(case):
     m = 0.7  # faster than 0.999, so that three steps matter
     c = case(FreeMatch(momentum=m, fairness_coefficient=0.3))
-    c.algorithm.level.fill_(0.75)
+    c.algorithm.selection.level.fill_(0.75)
     state = {
         "tau": torch.tensor(0.75).double(),
         "p": torch.ones(C).double() / C,

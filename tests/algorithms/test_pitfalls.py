@@ -287,7 +287,7 @@ def run(method, rows):
     views = {name: torch.randn(8, 3, 2, 2)[rows] for name in method.views}
     known = Labeled(torch.randn(8, 3, 2, 2)[rows], torch.eye(4)[torch.randint(4, (8,))][rows])
     method.loss_terms(net, known, Unlabeled(torch.randperm(20)[:8][rows], views), Context(5, 10, net))
-    return [b.clone() for b in method.buffers(recurse=False)]
+    return [b.clone() for b in method.buffers()]
 
 methods = [FlexMatch(threshold=0.5), FreeMatch(), SoftMatch(), ReMixMatch(num_strong=1)]
 alone = [run(m, slice(0, 8)) for m in methods]
