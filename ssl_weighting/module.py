@@ -348,9 +348,7 @@ class SSLModule(LightningModule):
         # Callbacks save as soon as a run goes on, before the influence was handed what it had.
         kept = self._influence_state
         checkpoint["ssl_weighting"] = {
-            **resumption.state_of_optimizer(
-                cast(LightningOptimizer, self.optimizers()).optimizer, self._optimizer_options
-            ),
+            **resumption.state_of_optimizer(self.optimizers(), self._optimizer_options),
             **resumption.state_of_influence(self.weighting.influence.state() if kept is None else kept),
             **resumption.state_of_split(self.split()),
             "format": resumption.FORMAT,

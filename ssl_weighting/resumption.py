@@ -61,8 +61,14 @@ def take_options(checkpoint: dict[str, Any], options: list[dict[str, Any]], sche
     rates["_last_lr"] = [group["lr"] for group in groups]
 
 
-def state_of_optimizer(optimizer: Optimizer, options: list[dict[str, Any]]) -> dict[str, Any]:
-    """What a checkpoint keeps of θ's optimiser besides its state: its class, its groups' sizes and options."""
+def state_of_optimizer(wrapped: Any, options: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a checkpoint keeps of θ's optimiser besides its state: its class, its groups' sizes and options.
+
+    Args:
+        wrapped: Lightning's ``LightningOptimizer``.
+        options: Those that it was made with, a mapping each group.
+    """
+    optimizer: Optimizer = wrapped.optimizer
     return {"optimizer": type(optimizer).__name__, "groups": group_sizes(optimizer), "options": options}
 
 

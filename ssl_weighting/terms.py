@@ -123,8 +123,8 @@ ENTROPY = Entropy()
 class LossTerm:
     """One unreduced term of an SSL method's loss on one batch.
 
-    Its share of the training loss is ``scale · mean(λ[index] · mask · distance(logits, target))``, where the
-    mean runs over all B examples, masked ones included, and λ is 1 for a term without ``index``.
+    Its share of the training loss is ``scale · mean(λ[row] · mask · distance(logits, target))``, where the
+    mean runs over all B examples, masked ones included, and λ is 1 for a term without ``row``.
 
     Attributes:
         name: What it is called in logs and error messages.
@@ -135,7 +135,7 @@ class LossTerm:
         distance: How logits and target are compared.
         mask: (B,), floating, ≥ 0. Confidence masks are 0 or 1; training-signal annealing puts its own
             normalisation here.
-        index: (B,), int64 rows of Λ; ``None`` for labelled terms, whose weight is 1.
+        row: (B,), int64 rows of Λ; ``None`` for labelled terms, whose weight is 1.
         head: Which linear head made the logits.
         scale: Coefficient × ramp.
         confidence: (B,), the largest probability of the guess that the target was made of, for the record;
@@ -151,7 +151,7 @@ class LossTerm:
     target: Tensor
     distance: Distance
     mask: Tensor
-    index: Tensor | None = None
+    row: Tensor | None = None
     head: str = "classifier"
     scale: float = 1.0
     confidence: Tensor | None = None

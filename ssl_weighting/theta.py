@@ -94,7 +94,7 @@ class Step:
         values = {"train/loss": self.loss}
         for term, value in zip(objective.terms, self.losses, strict=True):
             values[f"train/{term.name}"] = value
-            if term.index is not None:
+            if term.row is not None:
                 values[f"train/{term.name}_mask"] = term.mask.mean()
         return values
 

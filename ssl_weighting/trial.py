@@ -81,7 +81,7 @@ class Trial:
                 terms = self.algorithm.loss_terms(model, *shown, self.context)
             few = self._few("validation", min(data.validation_batch_size, 2 * FEW))
             validation = self.views.validation_term(model, few)
-            weights = [None if t.index is None else torch.full_like(t.mask, options.init) for t in terms]
+            weights = [None if t.row is None else torch.full_like(t.mask, options.init) for t in terms]
             autocast = torch.autocast(validation.logits.device.type, enabled=False)
             with autocast, fits(influence, network):
                 try_influence(self.weighting.influence, self.network, Objective(terms, weights), validation)
@@ -146,7 +146,7 @@ def try_influence(
         except (NonFiniteError, UnsolvedError, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
             return
     given = [tuple(answer.shape) for answer in answers]
-    wanted = [tuple(term.mask.shape) for term in objective.terms if term.index is not None]
+    wanted = [tuple(term.mask.shape) for term in objective.terms if term.row is not None]
     if given != wanted:
         raise UserError(f"model.influence={name}: must give influences of shapes {wanted}, and gives {given}")
 

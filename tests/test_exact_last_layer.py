@@ -39,7 +39,7 @@ def make(classes=3, dim=4, labeled=6, unlabeled=9, validation=5, distance=CROSS_
     mask = (torch.rand(unlabeled) < 0.7).double()
     terms = [
         term(labeled, CROSS_ENTROPY, mask=ones),
-        term(unlabeled, distance, mask=mask, index=torch.arange(unlabeled), scale=0.7),
+        term(unlabeled, distance, mask=mask, row=torch.arange(unlabeled), scale=0.7),
     ]
     objective = Objective(terms, [None, torch.rand(unlabeled).double() + 0.5])
     return network, objective, term(validation, CROSS_ENTROPY, mask=torch.ones(validation).double())
@@ -77,7 +77,7 @@ def dense(network, objective, validation, damping, bias=True):
         * torch.autograd.functional.jacobian(lambda t, term=term: losses(t, term), flat)
         @ solution
         for term in objective.terms
-        if term.index is not None
+        if term.row is not None
     ]
 
 
@@ -171,10 +171,10 @@ class Given(Backbone):
 
 torch.manual_seed(0)
 network = Classifier(Given(), 1000)
-def term(n, index=None):
+def term(n, row=None):
     x = torch.randn(n, 2048).relu()
     target = torch.nn.functional.one_hot(torch.randint(1000, (n,)), 1000).float()
-    return LossTerm("t", x, x, network(x).logits.detach(), target, CROSS_ENTROPY, torch.ones(n), index)
+    return LossTerm("t", x, x, network(x).logits.detach(), target, CROSS_ENTROPY, torch.ones(n), row)
 case = network, Objective([term(64), term(320, torch.arange(320))], [None, torch.ones(320)]), term(256)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 (influence,) = ExactLastLayer(0.1)(*case)

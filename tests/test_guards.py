@@ -118,7 +118,7 @@ def test_numbers_of_a_few_examples_are_no_reason(error):
 def test_warnings_about_a_few_examples_are_not_shown():
     def warn(objective):
         warnings.warn("of these examples", stacklevel=1)
-        return [torch.zeros_like(t.mask) for t in objective.terms if t.index is not None]
+        return [torch.zeros_like(t.mask) for t in objective.terms if t.row is not None]
 
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
@@ -147,7 +147,7 @@ class Careless(FixMatch):
         self.register_buffer("seen", torch.zeros(num_unlabeled))
 
     def loss_terms(self, model, labeled, unlabeled, context):
-        self.seen[unlabeled.index] += 1 + random.random() + np.random.rand()
+        self.seen[unlabeled.row] += 1 + random.random() + np.random.rand()
         return super().loss_terms(model, labeled, unlabeled, context)
 
 

@@ -79,7 +79,7 @@ def test_loss_is_scale_times_the_mean_over_all_examples(batch):
     z, y, _ = batch
     mask = torch.tensor([1, 0, 1, 1, 0, 1]).double()
     weights = torch.rand(6).double()
-    loss = term(z, y, mask=mask, scale=3.0, index=torch.arange(6)).loss(weights)
+    loss = term(z, y, mask=mask, scale=3.0, row=torch.arange(6)).loss(weights)
     expected = 3 * sum(float(weights[i] * mask[i] * F.cross_entropy(z[i], y[i])) for i in range(6)) / 6
     assert float(loss) == pytest.approx(expected, rel=1e-12)
 
@@ -87,7 +87,7 @@ def test_loss_is_scale_times_the_mean_over_all_examples(batch):
 def test_objective_sums_its_terms(batch):
     z, y, _ = batch
     weights = torch.rand(6).double()
-    first, second = term(z, y), term(z, y, index=torch.arange(6), scale=0.5)
+    first, second = term(z, y), term(z, y, row=torch.arange(6), scale=0.5)
     expected = first.loss() + second.loss(weights)
     torch.testing.assert_close(Objective([first, second], [None, weights]).loss(), expected)
 

@@ -50,7 +50,7 @@ def _helps(influence: Influence, network: Network, objective: Objective, validat
 
 def _per_gradient(damping: float, network: Network, objective: Objective, validation: LossTerm) -> Tensor:
     """Eq. 6 over the length of the example's gradient."""
-    (term,) = (t for t in objective.terms if t.index is not None)
+    (term,) = (t for t in objective.terms if t.row is not None)
     residual: Tensor = term.distance.gradient(term.logits, term.target).norm(dim=1)
     length: Tensor = residual * (term.features.square().sum(1) + 1).sqrt()
     helps = _helps(ExactLastLayer(damping), network, objective, validation)
@@ -58,7 +58,7 @@ def _per_gradient(damping: float, network: Network, objective: Objective, valida
 
 
 def _confidence(network: Network, objective: Objective, validation: LossTerm) -> Tensor:
-    (term,) = (t for t in objective.terms if t.index is not None)
+    (term,) = (t for t in objective.terms if t.row is not None)
     assert term.confidence is not None
     return term.confidence
 
@@ -91,12 +91,10 @@ class Recorder(Influence):
 
     def __call__(self, network: Network, objective: Objective, validation: LossTerm) -> list[Tensor]:
         """See :meth:`Influence.__call__`."""
-        (term,) = (t for t in objective.terms if t.index is not None)
-        assert term.index is not None
+        (term,) = (t for t in objective.terms if t.row is not None)
+        assert term.row is not None
         for name, score in self.scores.items():
-            self.glances[name].append(
-                (term.index.cpu(), score(network, objective, validation).double().cpu())
-            )
+            self.glances[name].append((term.row.cpu(), score(network, objective, validation).double().cpu()))
         return [torch.zeros_like(term.mask)]
 
 

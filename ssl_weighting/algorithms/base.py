@@ -27,9 +27,9 @@ class Labeled(NamedTuple):
 
 
 class Unlabeled(NamedTuple):
-    """An unlabelled batch: rows of Λ, ``index`` (B,) int64, and each of the method's ``views`` by name."""
+    """An unlabelled batch: rows of Λ, ``row`` (B,) int64, and each of the method's ``views`` by name."""
 
-    index: Tensor  # type: ignore[assignment]  # hides tuple.index
+    row: Tensor
     views: Mapping[str, Inputs]
 
 
@@ -92,7 +92,7 @@ class Algorithm(nn.Module, ABC):
         """The loss terms of one batch, unreduced.
 
         Called with gradients on for a θ step, and without them (and without changing anything) for a Λ step.
-        A term that has an ``index`` has one row for every example of U', in any order: several views of an
+        A term that has a ``row`` has one row for every example of U', in any order: several views of an
         example are several terms, so that their influences on its λ can be added up.
 
         Args:
@@ -122,7 +122,7 @@ def unlabeled_term(
     output: Forward,
     target: Tensor,
     distance: Distance,
-    index: Tensor,
+    row: Tensor,
     *,
     mask: Tensor | None = None,
     scale: float = 1.0,
@@ -137,7 +137,7 @@ def unlabeled_term(
         output: What the network made of the examples.
         target: (B, C), without gradient.
         distance: How logits and target are compared.
-        index: (B,), rows of Λ.
+        row: (B,), rows of Λ.
         mask: (B,), floating or boolean; default all ones.
         scale: Coefficient × ramp.
         confidence: (B,), the largest probability of the guess behind ``target``.
@@ -155,7 +155,7 @@ def unlabeled_term(
         target,
         distance,
         mask,
-        index,
+        row,
         head,
         scale,
         confidence,

@@ -44,5 +44,5 @@ class FlexMatch(Algorithm):
     ) -> list[LossTerm]:
         """See :meth:`Algorithm.loss_terms`."""
         outputs = model.joint(labeled.inputs, *unlabeled.views.values(), constant=(1,))
-        mask = self.selection.select(outputs[1].probabilities(), unlabeled.index, context.learning)
+        mask = self.selection.select(outputs[1].probabilities(), unlabeled.row, context.learning)
         return weak_strong_terms(outputs, labeled, unlabeled, mask, self.coefficient)

@@ -58,7 +58,7 @@ class MeanTeacher(Algorithm):
                 student,
                 target,
                 SQUARED_ERROR,
-                unlabeled.index,
+                unlabeled.row,
                 scale=self.coefficient * context.ramp(self.ramp),
                 anchor=student,
             ),

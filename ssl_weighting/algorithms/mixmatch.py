@@ -92,7 +92,7 @@ class MixMatch(Algorithm):
                     output,
                     mixed_target,
                     SQUARED_ERROR,
-                    unlabeled.index,
+                    unlabeled.row,
                     scale=self.coefficient * context.ramp(self.ramp) / len(views),
                     confidence=guess.amax(-1),
                 )

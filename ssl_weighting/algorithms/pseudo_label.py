@@ -58,7 +58,7 @@ class PseudoLabel(Algorithm):
                 weak,
                 one_hot_like(label, probabilities),
                 CROSS_ENTROPY,
-                unlabeled.index,
+                unlabeled.row,
                 mask=self.selection.select(probabilities),
                 scale=self.coefficient * context.ramp(self.ramp),
                 confidence=confidence,

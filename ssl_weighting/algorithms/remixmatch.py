@@ -121,7 +121,7 @@ class ReMixMatch(Algorithm):
         self, model: Model, labeled: Labeled, unlabeled: Unlabeled, context: Context
     ) -> list[LossTerm]:
         """See :meth:`Algorithm.loss_terms`."""
-        views, index = [unlabeled.views[name] for name in self.views], unlabeled.index
+        views, index = [unlabeled.views[name] for name in self.views], unlabeled.row
         with torch.no_grad(), paused_statistics(model):
             weak = model(views[0])
         guess = weak.probabilities()

@@ -279,7 +279,7 @@ def weak_strong_terms(
             strong,
             one_hot_like(label, probabilities),
             CROSS_ENTROPY,
-            unlabeled.index,
+            unlabeled.row,
             mask=mask,
             scale=coefficient,
             confidence=confidence,

@@ -80,7 +80,7 @@ class UDA(Algorithm):
                 strong,
                 target,
                 KL_DIVERGENCE,
-                unlabeled.index,
+                unlabeled.row,
                 mask=self.selection.select(probabilities),
                 scale=self.coefficient,
                 confidence=probabilities.amax(-1),

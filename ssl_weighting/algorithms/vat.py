@@ -80,12 +80,12 @@ class VAT(Algorithm):
         terms = [
             supervised_term(known, labeled.target),
             unlabeled_term(
-                "adversarial", perturbed, target, KL_DIVERGENCE, unlabeled.index, scale=scale, anchor=plain
+                "adversarial", perturbed, target, KL_DIVERGENCE, unlabeled.row, scale=scale, anchor=plain
             ),
         ]
         if self.entropy_coefficient:
             entropy = unlabeled_term(
-                "entropy", plain, target, ENTROPY, unlabeled.index, scale=self.entropy_coefficient
+                "entropy", plain, target, ENTROPY, unlabeled.row, scale=self.entropy_coefficient
             )
             terms.append(entropy)
         return terms

@@ -68,7 +68,7 @@ class Influence(ABC):
             validation: The supervised loss on V', evaluated at θ.
 
         Returns:
-            For every term of ``objective`` that has an ``index``, in order, its influences, (B,), float32 or
+            For every term of ``objective`` that has a ``row``, in order, its influences, (B,), float32 or
             better.
 
         Raises:

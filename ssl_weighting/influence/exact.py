@@ -92,7 +92,7 @@ class ExactLastLayer(Influence):
         projected = torch.split(features @ solution.T, [len(r.x) for r in rows])
         by_term = {id(r.term): (r, p) for r, p in zip(rows, projected, strict=True)}
         for term in objective.terms:
-            if term.index is None:
+            if term.row is None:
                 continue
             if id(term) not in by_term:  # another head: its loss does not depend on the classifier's weights
                 influences.append(torch.zeros_like(term.mask))

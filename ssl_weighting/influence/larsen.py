@@ -84,7 +84,7 @@ class Larsen(ScopedInfluence):
         return [
             -term.scale * product[process_rank() * size :][:size]
             for term, product, size in zip(problem.objective.terms, products, sizes, strict=True)
-            if term.index is not None
+            if term.row is not None
         ]
 
 

@@ -91,7 +91,7 @@ class RelativeInfluence(Influence):
         self._say_lacking(guesses, counts)
         influences = []
         for term in objective.terms:
-            if term.index is None:
+            if term.row is None:
                 continue
             if not any(term is guess for guess in guesses):
                 influences.append(torch.zeros_like(term.mask))
@@ -170,10 +170,10 @@ def _guesses(objective: Objective, head: str) -> list[LossTerm]:
     """
     found: list[LossTerm] = []
     for term in objective.terms:
-        is_guess = term.index is not None and term.head == head and term.anchor is not None
-        if is_guess and not any(torch.equal(term.index, other.index) for other in found):  # type: ignore[arg-type]
+        is_guess = term.row is not None and term.head == head and term.anchor is not None
+        if is_guess and not any(torch.equal(term.row, other.row) for other in found):  # type: ignore[arg-type]
             found.append(term)
-    if not found and any(term.index is not None for term in objective.terms):
+    if not found and any(term.row is not None for term in objective.terms):
         raise UserError(
             "model.influence=RelativeInfluence: none of the method's loss terms compares examples to a guess of their "
             "own class (MixMatch's are mixed); give --model.influence ExactLastLayer, or another --model.algorithm"

@@ -171,7 +171,7 @@ class ScopedInfluence(Influence):
         """−∇ℓ_uᵀ H⁻¹ g of every unlabelled example, term by term. Called within ``plain_evaluation``."""
         problem = self.problem(network, objective, validation)
         solution = self.solve(problem, problem.validation_gradient())
-        indexed = [term for term in problem.objective.terms if term.index is not None]
+        indexed = [term for term in problem.objective.terms if term.row is not None]
         return [-product for product in problem.products(indexed, solution)]
 
     def __call__(self, network: Network, objective: Objective, validation: LossTerm) -> list[Tensor]:

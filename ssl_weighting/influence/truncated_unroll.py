@@ -85,7 +85,7 @@ class TruncatedUnroll(ScopedInfluence):
         if not self.history:
             return super().evaluate(network, objective, validation)
         module = cast(nn.Module, network)
-        indexed = [term for term in objective.terms if term.index is not None]
+        indexed = [term for term in objective.terms if term.row is not None]
         adjoint = self.problem(network, objective, validation).validation_gradient()
         buffer = torch.zeros_like(adjoint)
         influences = [torch.zeros((), dtype=adjoint.dtype, device=adjoint.device) for _ in indexed]

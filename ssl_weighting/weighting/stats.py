@@ -48,9 +48,9 @@ class Predictions(NamedTuple):
 def predictions_of(objective: Objective) -> list[Predictions]:
     """The pseudo-labels of a batch, of every term on unlabelled examples."""
     return [
-        Predictions(term.index, term.target, term.confidence)
+        Predictions(term.row, term.target, term.confidence)
         for term in objective.terms
-        if term.index is not None and term.head == "classifier"
+        if term.row is not None and term.head == "classifier"
     ]
 
 

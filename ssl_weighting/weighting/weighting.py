@@ -184,7 +184,7 @@ class Weighting(nn.Module):
 
     def weighted(self, terms: list[LossTerm]) -> Objective:
         """Terms with the λ of their examples: L(D', U', θ, Λ)."""
-        return Objective(terms, [None if t.index is None else self.weights.gather(t.index) for t in terms])
+        return Objective(terms, [None if t.row is None else self.weights.gather(t.row) for t in terms])
 
     @torch.no_grad()
     def step(self, network: Network, objective: Objective, validation: LossTerm) -> Update:
@@ -198,13 +198,13 @@ class Weighting(nn.Module):
         Raises:
             NonFiniteError: If an influence is not finite; Λ then stays as it is.
         """
-        terms = [term for term in objective.terms if term.index is not None]
+        terms = [term for term in objective.terms if term.row is not None]
         refused: NonFiniteError | None = None
         try:
             influences = self.influence(network, objective, validation)  # lines 9 to 11
         except NonFiniteError as error:  # the other processes are told below, and must not wait for this one
             refused, influences = error, [term.mask * torch.nan for term in terms]
-        rows = torch.cat([term.index for term in terms])  # type: ignore[misc]
+        rows = torch.cat([term.row for term in terms])  # type: ignore[misc]
         masks = [torch.ones_like(t.mask) if self.options.update_masked else t.mask for t in terms]
         gradient = torch.cat([mask * influence for mask, influence in zip(masks, influences, strict=True)])
         examples = len(terms[0].mask) * process_count()

@@ -98,8 +98,8 @@ def test_terms(real, method):
     c = real(method)
     terms = c.terms()
     assert len({t.name for t in terms}) == len(terms)
-    assert any(t.index is None for t in terms)
-    assert any(t.index is not None for t in terms) == bool(c.algorithm.views)
+    assert any(t.row is None for t in terms)
+    assert any(t.row is not None for t in terms) == bool(c.algorithm.views)
     for t in terms:
         n, classes = t.logits.shape
         assert t.features.shape[0] == n == len(t.mask)
@@ -113,8 +113,8 @@ def test_terms(real, method):
         assert t.target.isfinite().all()
         assert 0 <= t.scale < float("inf")
         assert t.logits.requires_grad
-        if t.index is not None:  # one row for every example of the batch
-            assert t.index.sort().values.equal(c.index.sort().values)
+        if t.row is not None:  # one row for every example of the batch
+            assert t.row.sort().values.equal(c.index.sort().values)
         assert t.confidence is None or (t.confidence.shape == t.mask.shape and not t.confidence.requires_grad)
 
 
@@ -123,7 +123,7 @@ def test_a_theta_step_moves_theta_and_the_running_statistics_once(real, method):
     c = real(method)
     ema = copy.deepcopy(c.ema.state_dict())
     terms = c.terms()
-    unlabeled = [t.scale * t.distance.value(t.logits, t.target).mean() for t in terms if t.index is not None]
+    unlabeled = [t.scale * t.distance.value(t.logits, t.target).mean() for t in terms if t.row is not None]
     if unlabeled:  # masks left out, for an untrained network is sure of nothing
         torch.stack(unlabeled).sum().backward()
         assert all(

@@ -55,7 +55,7 @@ def influences(method, data, network):
         terms = algorithm.loss_terms(network, labeled, Unlabeled(rows, views), Context(200, 400, network))
         known = network(data.view(validation.inputs, ()))
         target = supervised_term(known, F.one_hot(validation.labels, 5).float())
-        weights = [None if t.index is None else torch.ones(len(t.mask)) for t in terms]
+        weights = [None if t.row is None else torch.ones(len(t.mask)) for t in terms]
         found = RelativeInfluence()(network, Objective(terms, weights), target)
     return torch.stack(found).sum(0), pool.labels[rows] < 5
 

@@ -30,7 +30,7 @@ class TwoViews(Algorithm):
         target = one_hot_like(q.argmax(-1), q)
         return [
             supervised_term(known, labeled.target),
-            unlabeled_term("mine", second, target, CROSS_ENTROPY, unlabeled.index, scale=self.coefficient),
+            unlabeled_term("mine", second, target, CROSS_ENTROPY, unlabeled.row, scale=self.coefficient),
         ]
 '''
 

@@ -41,7 +41,7 @@ every_method = pytest.mark.parametrize("name", METHODS)
 
 
 def objective(terms, weights):
-    return Objective(terms, [None if t.index is None else weights[t.index] for t in terms])
+    return Objective(terms, [None if t.row is None else weights[t.row] for t in terms])
 
 
 @every_method
@@ -65,10 +65,10 @@ def test_a_weight_scales_its_examples_terms_and_no_others(case, name):
     found = torch.autograd.grad(objective(terms, weights).loss(), weights)[0]
     expected = torch.zeros(40).double()
     for t in terms:
-        if t.index is not None:
-            for row, u in enumerate(t.index.tolist()):
+        if t.row is not None:
+            for row, u in enumerate(t.row.tolist()):
                 value = t.distance.value(t.logits[row : row + 1], t.target[row : row + 1])[0]
-                expected[u] += t.scale * t.mask[row] * value.detach() / len(t.index)
+                expected[u] += t.scale * t.mask[row] * value.detach() / len(t.row)
     torch.testing.assert_close(found, expected)
     assert expected[c.index].abs().sum() > 0
 
@@ -100,7 +100,7 @@ def test_influence_is_that_of_dense_autograd(case, name):
         total = 0.0
         for t in terms:
             if t.head == "classifier":
-                w = 1.0 if t.index is None else weights[t.index]
+                w = 1.0 if t.row is None else weights[t.row]
                 total = total + t.scale * (w * t.mask * losses(theta, t)).mean()
         return total
 
@@ -112,7 +112,7 @@ def test_influence_is_that_of_dense_autograd(case, name):
         if t.head != "classifier"
         else -t.scale * torch.autograd.functional.jacobian(lambda x, t=t: losses(x, t), theta) @ solution
         for t in terms
-        if t.index is not None
+        if t.row is not None
     ]
     assert len(found) == len(expected)
     for a, b in zip(found, expected, strict=True):
@@ -164,13 +164,13 @@ def test_the_primary_of_a_mixture_is_weighted(case, monkeypatch):
     monkeypatch.setattr(mixmatch, "draw_mixing", lambda size, alpha, like: (share, partner))
     everything = torch.cat([c.labeled.inputs, c.view("weak_1")])
     (known, term) = c.terms()
-    assert torch.equal(term.index, c.index)
+    assert torch.equal(term.row, c.index)
     for row in range(8):  # the mixture in row i is mostly example i of the batch
         expected = (
             share[6 + row] * c.view("weak_1")[row] + (1 - share[6 + row]) * everything[partner[6 + row]]
         )
         torch.testing.assert_close(term.inputs[row], expected)
-    assert known.index is None  # labelled primaries weigh 1, although unlabelled examples are mixed in:
+    assert known.row is None  # labelled primaries weigh 1, although unlabelled examples are mixed in:
     assert (partner[:6] >= 6).any()
     weights = torch.ones(40).double()
     full, each = objective([known, term], weights).loss(), term.scale * term.losses() / 8

@@ -110,7 +110,7 @@ class Case:
     def influences(self, names: list[str], matrix: Tensor) -> Tensor:
         """−∇ℓ_uᵀ matrix⁻¹ g."""
         v = torch.linalg.solve(matrix, self.validation_gradient(names))
-        return -torch.cat([self.gradients(names, t) @ v for t in self.objective.terms if t.index is not None])
+        return -torch.cat([self.gradients(names, t) @ v for t in self.objective.terms if t.row is not None])
 
 
 def make_case(kind: str, classes: int = 3, seed: int = 0, binary: bool = False) -> Case:
@@ -149,7 +149,7 @@ def make_case(kind: str, classes: int = 3, seed: int = 0, binary: bool = False) 
         target = changes.pop("target", torch.randn(out.logits.shape, dtype=torch.float64).softmax(-1))
         mask = changes.pop("mask", torch.ones(n, dtype=torch.float64))
         distance = changes.pop("distance", CROSS_ENTROPY)
-        if "index" in changes and head == "classifier":
+        if "row" in changes and head == "classifier":
             changes["anchor"] = out.features
         return LossTerm(name, batch, out.features, out.logits, target, distance, mask, **changes)
 
@@ -159,12 +159,12 @@ def make_case(kind: str, classes: int = 3, seed: int = 0, binary: bool = False) 
         term(
             "unlabelled",
             strong,
-            index=torch.arange(7),
+            row=torch.arange(7),
             mask=(torch.arange(7) % 3 > 0).double(),
             scale=1.5,
         ),
-        term("consistency", strong, index=torch.arange(7), distance=SQUARED_ERROR, scale=0.5),
-        term("rotation", inputs(4), head="rotation", index=torch.arange(4), scale=0.7),
+        term("consistency", strong, row=torch.arange(7), distance=SQUARED_ERROR, scale=0.5),
+        term("rotation", inputs(4), head="rotation", row=torch.arange(4), scale=0.7),
     ]
     weights = [None, torch.rand(7, dtype=torch.float64) + 0.5, None, torch.rand(4, dtype=torch.float64)]
     return Case(network, Objective(terms, weights), term("validation", inputs(6)))

@@ -120,7 +120,7 @@ def test_contract(case, solver, options, kind):
     torch.manual_seed(0)
     with torch.no_grad():
         influences = _recorded(solver(**options), c)(c.network, c.objective, c.validation)
-    indexed = [t for t in c.objective.terms if t.index is not None]
+    indexed = [t for t in c.objective.terms if t.row is not None]
     assert [i.shape for i in influences] == [t.mask.shape for t in indexed]
     assert all(
         i.dtype == torch.float64 and torch.isfinite(i).all() and not i.requires_grad for i in influences
@@ -165,7 +165,7 @@ def test_bfloat16_features_of_autocast_are_taken(case, solver, options):
         t.target.float(),
         t.distance,
         t.mask.float(),
-        t.index,
+        t.row,
         t.head,
         t.scale,
         anchor=None if t.anchor is None else t.anchor.bfloat16(),

@@ -101,7 +101,7 @@ def rare(number, seed, classes=5, size=64, validation=123, pool=300):
             name, None, x, 0 * target, target, CROSS_ENTROPY, torch.ones(len(y)), **more, anchor=x
         )
 
-    u, v = term("u", y_u, index=torch.arange(pool)), term("v", y_v)
+    u, v = term("u", y_u, row=torch.arange(pool)), term("v", y_v)
     (found,) = RelativeInfluence()(None, Objective([u], [None]), v)
     loses = (found > 0).double()
     return float(loses[y_u == 0].mean()), float(loses[y_u > 0].mean())

@@ -36,7 +36,7 @@ def problem(request, tiny_bert):
     objective = Objective(
         [
             term("supervised", [9, 3, 12, 5], 1),
-            term("consistency", [20, 4, 7, 11, 2], 2, KL_DIVERGENCE, index=torch.arange(5), scale=1.5),
+            term("consistency", [20, 4, 7, 11, 2], 2, KL_DIVERGENCE, row=torch.arange(5), scale=1.5),
         ],
         [None, torch.rand(5, dtype=torch.float64) + 0.5],
     )

@@ -37,7 +37,7 @@ def _run(c, names, start, epsilon, options, clip, record=None):
         total = c.loss(names, flat, objective)
         start_u = 0
         for term in c.objective.terms:
-            if term.index is not None:
+            if term.row is not None:
                 values = term.scale * term.distance.value(c.logits(names, flat, term), term.target)
                 total = total + epsilon[start_u : start_u + len(values)] @ values
                 start_u += len(values)
@@ -62,7 +62,7 @@ def test_equals_finite_differences_through_the_optimiser(case, kind, options, cl
     solver = TruncatedUnroll(STEPS, scope=scope)
     names = list(solver.problem(c.network, c.objective, c.validation).parameters)
     start = {n: p.detach().clone() for n, p in c.network.named_parameters()}
-    n = sum(len(t.mask) for t in c.objective.terms if t.index is not None)
+    n = sum(len(t.mask) for t in c.objective.terms if t.row is not None)
     zero = torch.zeros(n, dtype=torch.float64)
     _run(c, names, start, zero, options, clip, solver.record_step)
     assert len(solver.history) == solver.records_steps == STEPS
