@@ -186,12 +186,7 @@ def run_lightning(argv: list[str]) -> Path | None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     for message in UNHELPFUL_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
-    threads = use_free_cores()
-    if argv[:1] == ["fit"] and os.environ.get("LOCAL_RANK", "0") == "0":
-        print(
-            f"computing with {threads} thread{'s' * (threads != 1)}, by the cores that are free to use",
-            flush=True,
-        )
+    use_free_cores()
     from ssl_weighting.run import run
 
     return run(argv)

@@ -217,6 +217,20 @@ def test_a_resumed_run_goes_on_as_itself(here, capsys):
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_a_complete_run_says_so(here, capsys):
+    run = only_run().resolve()
+    mend = f"nothing is left to train; ssl-weighting resume {run} --trainer.max_steps 8 trains longer"
+    assert main(["resume", "runs/f", "--trainer.max_steps", "3"]) == 2
+    expected = f"error: trainer.max_steps=3: the run is complete at step 4 and {mend}"
+    assert capsys.readouterr().err.strip() == expected
+    for typed in ([], ["--trainer.max_steps", "4"]):
+        assert main(["resume", "runs/f", *typed]) == 0
+        said = capsys.readouterr().err
+        assert f"resume: the run is complete at step 4 and {mend}; evaluated as it is" in said
+        assert "goes on" not in said
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_last_is_that_of_the_seed_that_is_typed(here, capsys):
     assert main(["fit", "--config", "f.yaml", *BUDGET, "--seed_everything", "7"]) == 0
     first, second = sorted(Path("runs/f").iterdir(), key=lambda p: "_seed7_" in p.name)
