@@ -148,6 +148,10 @@ def _run(arguments: list[str]) -> int:
     if not COMMANDS[name].main:
         run_lightning(arguments)
         return 0
+    if COMMANDS[name].takes == "run" and len(arguments) == 1:
+        raise UserError(
+            f"RUN: missing; type ssl-weighting {name} {COMMANDS[name].usage}, with the folder that fit printed"
+        )
     module, _, function = COMMANDS[name].main.partition(":")
     command: Callable[[list[str]], int] = getattr(import_module(module), function or "main")
     return command(arguments[1:])
