@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 
+def named(key: str, value: object) -> str:
+    """What was given, as a person typed it: ``--on x`` or ``data.test=x``, or ``run="x"`` in Python."""
+    if key.startswith("--"):
+        return f"{key} {value}"
+    return f'{key}="{value}"' if key in ("run", "examples") else f"{key}={value}"
+
+
 class UserError(Exception):
     """Bad input. Its message is one line that names the key, the value and the mend.
 

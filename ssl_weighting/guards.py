@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import warnings
 
 import torch
 from torch import Tensor, nn
 
 from ssl_weighting.data.module import SSLData
 from ssl_weighting.errors import NonFiniteError, UserError
+from ssl_weighting.weighting import WeightingOptions
 
 
 def check_classes(num_classes: int, data: SSLData) -> None:
@@ -52,6 +54,28 @@ def require_compiler(device: torch.device) -> None:
         raise UserError("model.compile=true: needs a C++ compiler; install g++, or name one with CXX")
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         raise UserError("model.compile=true: needs triton on a GPU; pip install triton")
+
+
+def warn_without_weight_step(options: WeightingOptions, steps: int) -> None:
+    """Say that no weight will move, where the first Λ step would come after the last θ step.
+
+    Args:
+        options: How Λ is learned.
+        steps: θ steps to train.
+    """
+    warmup, inner = options.warmup_steps, options.inner_steps
+    if warmup + inner <= steps:
+        return
+    less = min(warmup, steps // 8)
+    mend = [f"--model.weighting.warmup_steps {less}"] if less < warmup else []
+    if less + inner > steps:
+        mend.append(f"--model.weighting.inner_steps {max(1, (steps - less) // 8)}")
+    warnings.warn(
+        f"model.weighting.warmup_steps={warmup}: no weight will move, for the first of them would after "
+        f"{warmup + inner} steps (model.weighting.inner_steps={inner}) and trainer.max_steps={steps} ends before; type "
+        f"{' '.join(mend)}, or --trainer.max_steps {10 * (warmup + inner)}",
+        stacklevel=2,
+    )
 
 
 class FiniteGuard:

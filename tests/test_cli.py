@@ -313,3 +313,10 @@ def test_modules_of_the_working_folder_are_found_by_an_installed_command(tmp_pat
     monkeypatch.chdir(tmp_path)
     assert main(["recipes"]) == 0
     assert find_spec("net_beside_the_recipe") is not None
+
+
+@pytest.mark.parametrize("command", [name for name, entry in cli.COMMANDS.items() if entry.takes == "run"])
+def test_a_run_that_is_not_named(command, capsys):
+    assert main([command]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(f"error: RUN: missing; type ssl-weighting {command} RUN")

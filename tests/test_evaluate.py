@@ -140,8 +140,12 @@ def test_new_pictures_without_the_training_data(fresh, capsys):
         path = Path(name)
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     Path("new", "broken.png").write_text("no image")
-    assert main(["predict", "runs/f", "--on", "new"]) == 0
-    assert "6 examples, 1 of them could not be read" in capsys.readouterr().out
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert main(["predict", "runs/f", "--on", "new"]) == 0
+    printed = capsys.readouterr()
+    assert "6 examples, 1 of them could not be read" in printed.out
+    assert "1 of 6 images cannot be read and have an empty row (the first: " in printed.err
     table = predicted(run, "new")
     assert len(table["id"]) == 6
     assert [Path(name).name for name in table["id"]][-1] == "broken.png"
@@ -157,7 +161,11 @@ def test_new_pictures_without_the_training_data(fresh, capsys):
     assert "held out" in capsys.readouterr().err
     Path("no pictures").mkdir()
     assert main(["predict", "runs/f", "--on", "no pictures"]) == 2
-    assert "holds no image" in capsys.readouterr().err
+    assert "--on no pictures: holds no image (.jpg" in capsys.readouterr().err
+    Path("texts.csv").write_text("text,label\na,b\n")
+    assert main(["predict", "runs/f", "--on", "texts.csv"]) == 2
+    said = capsys.readouterr().err
+    assert "--on texts.csv: has no column 'path' but text, label; the run was trained on images" in said
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -214,6 +222,20 @@ def test_a_resumed_run_goes_on_as_itself(here, capsys):
     assert [p.name for p in run.glob("config*.yaml") if p.name != "config.yaml"] == ["config-until-4.yaml"]
     steps = [int(row["step"]) for row in read_csv(run / "metrics.csv")]
     assert max(steps) == 6
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_complete_run_says_so(here, capsys):
+    run = only_run().resolve()
+    mend = f"nothing is left to train; ssl-weighting resume {run} --trainer.max_steps 8 trains longer"
+    assert main(["resume", "runs/f", "--trainer.max_steps", "3"]) == 2
+    expected = f"error: trainer.max_steps=3: the run is complete at step 4 and {mend}"
+    assert capsys.readouterr().err.strip() == expected
+    for typed in ([], ["--trainer.max_steps", "4"]):
+        assert main(["resume", "runs/f", *typed]) == 0
+        said = capsys.readouterr().err
+        assert f"resume: the run is complete at step 4 and {mend}; evaluated as it is" in said
+        assert "goes on" not in said
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -295,6 +317,11 @@ def test_from_python(here, capsys):
     assert np.allclose(found[:, 0], table["probability_rose"], atol=1e-6)
     pixels = torch.randint(256, (3, 3, 12, 12), dtype=torch.uint8)
     assert model.probabilities(pixels).shape == (3, 2)
+    assert model.predict([]) == []
+    with pytest.raises(UserError, match=r"^examples=.nowhere.: no such folder.* in a list: \['nowhere'\]$"):
+        model.predict("nowhere")
+    with pytest.raises(UserError, match=r'^run="nowhere": no such folder'):
+        ssl_weighting.load("nowhere")
     with pytest.raises(UserError, match=r"uint8 of shape \(n, 3, 12, 12\)"):
         model.predict(torch.zeros(2, 3, 5, 5))
     with pytest.raises(UserError, match=r"ssl_weighting\.load\(RUN\)"):
@@ -329,6 +356,11 @@ def test_new_texts_need_no_label(tiny_bert, tmp_path, monkeypatch, capsys):
     assert main(["predict", "runs/films", "--on", "half.csv", "--out", "out.csv"]) == 2
     assert "is there already" in capsys.readouterr().err
     model = ssl_weighting.load("runs/films")
+    with pytest.raises(UserError, match=r"single texts and files are given in a list: \['a good film'\]"):
+        model.predict("a good film")
+    assert main(["test", "runs/films"]) == 2
+    said = capsys.readouterr().err
+    assert "--data.test FOLDER|TABLE, or look at the validation error with ssl-weighting validate RUN" in said
     assert np.allclose(model.probabilities(texts)[:, 1], table["probability_up"], atol=1e-6)
     assert model.probabilities([]).shape == (0, 2)
     Path("other.csv").write_text("words\nx\n")

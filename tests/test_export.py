@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from ssl_weighting.app import export
 from ssl_weighting.app.cli import main
@@ -127,3 +128,35 @@ def test_it_says_when_nothing_is_worth_keeping(tiny_run, tmp_path, capsys):
     assert said.startswith(
         f"nothing was found to keep: λ lies from 0.1 to 0.1; Λ steps moved {count} of {count}; "
     )
+
+
+def test_without_a_list_it_says_the_facts(tiny_run, capsys):
+    assert main(["weights", str(tiny_run), "--top", "0"]) == 0
+    (said,) = capsys.readouterr().out.splitlines()
+    assert said.startswith("λ lies from ") and "; Λ steps moved " in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "stepped", "expected"),
+    [
+        ({"kind": "fixed"}, False, "kind=fixed; a run with --model.weighting.kind per_example"),
+        ({"warmup_steps": 20}, False, "no Λ step was made in 9 steps: model.weighting.warmup_steps=20 and "),
+        ({}, False, "model.algorithm=UDA looks at no unlabelled example"),
+        ({}, True, "masked out; a run with --model.weighting.update_masked true"),
+    ],
+)
+def test_it_says_why_no_weight_moved(tiny_run, tmp_path, capsys, changes, stepped, expected):
+    copy = shutil.copytree(tiny_run, tmp_path / "run")
+    weights = Run(copy).weights
+    still = pa.array(np.zeros(len(weights), np.int32))
+    pq.write_table(weights.set_column(2, "updates", still), copy / "weights.parquet")
+    config = yaml.safe_load((copy / "config.yaml").read_text())
+    config["model"]["weighting"] |= changes
+    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    if not stepped:
+        metrics = (copy / "metrics.csv").read_text()
+        (copy / "metrics.csv").write_text(metrics.replace("influence/mean", "other"))
+    for top in ("0", "3"):
+        assert main(["weights", str(copy), "--top", top]) == 0
+        (said,) = capsys.readouterr().out.splitlines()
+        assert said.startswith("No weight moved: ") and expected in said

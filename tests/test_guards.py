@@ -19,10 +19,12 @@ from ssl_weighting.backbones.base import Backbone
 from ssl_weighting.backbones.conv import SmallConvNet
 from ssl_weighting.data import Digits
 from ssl_weighting.errors import NonFiniteError, UnsolvedError, UserError
+from ssl_weighting.guards import warn_without_weight_step
 from ssl_weighting.influence import Influence
 from ssl_weighting.influence.identity import Identity
 from ssl_weighting.influence.relative import RelativeInfluence
 from ssl_weighting.influence.truncated_unroll import TruncatedUnroll
+from ssl_weighting.weighting import WeightingOptions
 
 
 def digits(**options):
@@ -185,3 +187,26 @@ def test_trying_out_leaves_no_trace(influence):
     model.on_fit_start = watched
     bare_trainer(1, "cpu").fit(model, digits())
     assert len(tried) == 1
+
+
+@pytest.mark.parametrize(
+    ("warmup", "inner", "mend"),
+    [
+        (5, 100, "--model.weighting.warmup_steps 1 --model.weighting.inner_steps 1,"),
+        (50, 2, "--model.weighting.warmup_steps 1,"),
+        (0, 10, "type --model.weighting.inner_steps 1,"),
+    ],
+)
+def test_weights_that_will_not_move_are_said(warmup, inner, mend):
+    options = WeightingOptions(warmup_steps=warmup, inner_steps=inner)
+    with pytest.warns(UserWarning, match=rf"^model\.weighting\.warmup_steps={warmup}: no weight") as said:
+        warn_without_weight_step(options, 9)
+    assert mend in str(said[0].message)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_without_weight_step(options, warmup + inner)
+
+
+def test_weights_that_will_not_move_are_said_before_training():
+    with pytest.warns(UserWarning, match="no weight will move"):
+        bare_trainer(1, "cpu").fit(module(Identity(scope="last_layer")), digits())

@@ -202,10 +202,12 @@ def test_steps_fit_into_the_time(here, monkeypatch):
         assert recipe(f"r{expected}.yaml")["trainer"]["max_steps"] == expected
 
 
-def test_texts_to_predictions(here, tiny_bert, monkeypatch):
+def test_texts_to_predictions(here, tiny_bert, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(here / "cache"))
     write_films(Path("films.csv"), "up: yes", "down")
     assert main(["init", "--text", "films.csv", "--encoder", str(tiny_bert)]) == 0
+    frozen = recipe("films.yaml")["model"]["backbone"]["init_args"]["frozen_layers"]
+    assert ("frozen layers" in capsys.readouterr().out) == (frozen > 0)
     assert main(["fit", "--config", "films.yaml", *BUDGET]) == 0
     assert main(["predict", "runs/films"]) == 0
     (run,) = Path("runs/films").iterdir()
@@ -309,7 +311,12 @@ def test_remarks_are_made_before_an_error(here, tiny_bert, capsys):
     assert main(["init", "--text", "t.csv", "--encoder", str(tiny_bert)]) == 2
     said = capsys.readouterr().err
     assert said.count("separated by semicolons") == 1
-    assert "error: data.train=" in said
+    assert "error: --text t.csv: " in said
+    for content in ("", "text,label\n", "text,label\n,x\n,y\n"):
+        (here / "t.csv").write_text(content)
+        assert main(["init", "--text", "t.csv", "--encoder", str(tiny_bert)]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: --text t.csv: ") and "data." not in said
 
 
 def test_nothing_is_written_over(here, capsys):
@@ -326,8 +333,19 @@ def test_nothing_is_written_over(here, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--images", "nowhere"], "data.labeled=nowhere: no such folder"),
-        (["--images", "labelled", "--unlabelled", "nowhere"], "=nowhere: no such folder"),
+        (["--images", "nowhere"], "error: --images nowhere: no such folder"),
+        (["--images", "empty"], "error: --images empty: holds no folders with images"),
+        (["--images", "labelled", "--unlabelled", "nowhere"], "error: --unlabelled nowhere: no such folder"),
+        (
+            ["--text", "labelled"],
+            "error: --text labelled: a folder, and texts are a table; of images, type --images ",
+        ),
+        (
+            ["--images", "rows.csv"],
+            "error: --images rows.csv: has texts (text) and no column of paths; texts are ",
+        ),
+        (["labelled"], "error: labelled: belongs to no option; did you mean init --images labelled?"),
+        (["rows.csv"], "error: rows.csv: belongs to no option; did you mean init --text rows.csv?"),
         (["--images", "labelled", "--out", "x.txt"], "--out x.txt: must end in .yaml"),
         (["--images", "labelled", "--out", "no/x.yaml"], "there is no folder"),
         (["--text", "nowhere.csv"], "--text nowhere.csv: no such file"),
@@ -339,11 +357,31 @@ def test_nothing_is_written_over(here, capsys):
 )
 def test_bad_input(here, options, message, capsys):
     images(here / "labelled", names=("a1", "b1"))
+    (here / "empty").mkdir()
+    (here / "rows.csv").write_text("text,label\n")
     assert main(["init", *options]) == 2
     said = capsys.readouterr().err.strip()
     assert message in said
     assert "\n" not in said
     assert not list(here.glob("*.yaml")) + list(here.glob("*.json"))
+
+
+def test_folders_that_are_hardly_classes(here, capsys):
+    images(here / "pics", names=("a1", "b1", "test"))
+    assert main(["init", "--images", "pics"]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "look at: --images pics: its folder 'test' is read as a class; if it is none, type --test pics/test"
+        in said
+    )
+    images(here / "pics", names=("Un-labelled",))
+    assert main(["init", "--images", "pics", "--out", "two.yaml"]) == 2
+    said = capsys.readouterr().err
+    assert (
+        "its folder 'Un-labelled' would be a class; if it is the pool, type --unlabelled pics/Un-labelled"
+        in said
+    )
+    assert main(["init", "--images", "pics", "--unlabelled", "pics/Un-labelled", "--out", "two.yaml"]) == 0
 
 
 def test_an_encoder_that_cannot_be_had_is_refused_at_once(here, monkeypatch, capsys):

@@ -113,6 +113,11 @@ RECIPES = {
 }
 
 
+def test_another_ending(tmp_path, capsys):
+    (tmp_path / "pics.yaml").write_text("data: Digits")
+    assert "no such file; did you mean pics.yaml?" in said(capsys, "--config", "pics.yml")
+
+
 @pytest.mark.parametrize("text", RECIPES)
 def test_a_slip_in_a_recipe(text, tmp_path, capsys):
     path = tmp_path / "own.yaml"

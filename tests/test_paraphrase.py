@@ -138,3 +138,10 @@ def test_sentences():
     assert sentences_of("One. Two!  Three? four") == ["One.", "Two!", "Three?", "four"]
     assert [len(s.split()) for s in sentences_of("w " * 170)] == [80, 80, 10]
     assert sentences_of("  ") == []
+
+
+def test_nothing_is_named(capsys):
+    assert main(["paraphrase"]) == 2
+    assert capsys.readouterr().err.startswith(
+        "error: --config: missing; type ssl-weighting paraphrase --config "
+    )

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from ssl_weighting.app.cli import main
 from ssl_weighting.app.threads import free_cores
 
 COUNT = (
@@ -44,3 +45,14 @@ def test_the_command_sets_it_before_torch_is_there(capsys):
         "main(['--version']); print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
     )
     assert run(program).splitlines()[-1] == "PASSIVE False"
+
+
+def test_the_reason_is_the_one_that_holds():
+    program = "from ssl_weighting.app.threads import *; use_free_cores(); print(said_threads())"
+    assert run(program, OMP_NUM_THREADS="1") == "computing with 1 thread, by OMP_NUM_THREADS=1"
+    assert run(program).endswith(", by the cores that are free to use")
+
+
+def test_nothing_is_said_of_threads_before_a_mistake(capsys):
+    assert main(["fit", "--config", "digits_uda", "--whatever", "1"]) == 2
+    assert capsys.readouterr().out == ""

@@ -19,12 +19,13 @@ KEY = "ssl_weighting"
 """What a checkpoint holds of ours, besides Lightning's."""
 
 
-def find_checkpoint(run: str | Path, name: str = "last") -> Path:
+def find_checkpoint(run: str | Path, name: str = "last", key: str = "RUN") -> Path:
     """The checkpoint of a run.
 
     Args:
         run: A run's folder, a folder that holds one run, or a checkpoint file.
         name: ``last``, or ``previous`` for the one before it.
+        key: What it was given as, for messages: ``RUN``, or ``run`` in Python.
 
     Raises:
         UserError: If there is none, or several; names what to give.
@@ -33,7 +34,7 @@ def find_checkpoint(run: str | Path, name: str = "last") -> Path:
     if path.is_file():
         return path
     folder = path.parent if path.name == "checkpoints" else path
-    return find_run(folder, f"checkpoints/{name}.ckpt") / "checkpoints" / f"{name}.ckpt"
+    return find_run(folder, f"checkpoints/{name}.ckpt", key) / "checkpoints" / f"{name}.ckpt"
 
 
 @dataclass(frozen=True)

@@ -148,6 +148,10 @@ def _run(arguments: list[str]) -> int:
     if not COMMANDS[name].main:
         run_lightning(arguments)
         return 0
+    if COMMANDS[name].takes == "run" and len(arguments) == 1:
+        raise UserError(
+            f"RUN: missing; type ssl-weighting {name} {COMMANDS[name].usage}, with the folder that fit printed"
+        )
     module, _, function = COMMANDS[name].main.partition(":")
     command: Callable[[list[str]], int] = getattr(import_module(module), function or "main")
     return command(arguments[1:])
@@ -186,12 +190,7 @@ def run_lightning(argv: list[str]) -> Path | None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     for message in UNHELPFUL_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
-    threads = use_free_cores()
-    if argv[:1] == ["fit"] and os.environ.get("LOCAL_RANK", "0") == "0":
-        print(
-            f"computing with {threads} thread{'s' * (threads != 1)}, by the cores that are free to use",
-            flush=True,
-        )
+    use_free_cores()
     from ssl_weighting.app.run import run
 
     return run(argv)

@@ -83,7 +83,7 @@ def predict(argv: list[str]) -> int:
             print(f"--on {on}: the run's own list; --on ./{on} is the folder of that name", file=sys.stderr)
     else:
         model = _prepared(saved, asked, None)
-        new = model.read(on)
+        new = model.read(on, "--on")
         index, rows, names = torch.arange(len(new.names)), new.rows, new.names
         probabilities = model.of_source(new.source, torch.arange(len(rows)))
     table = predictions_table(index, names, rows, probabilities, model.class_names)

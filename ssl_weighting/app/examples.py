@@ -91,12 +91,10 @@ def none_stands_out(kind: str, weights: pa.Table, initial: float) -> str:
 
     Args:
         kind: ``harmful`` or ``helpful``.
-        weights: See :func:`extremes`.
+        weights: See :func:`extremes`; some of them moved.
         initial: See :func:`extremes`.
     """
     weight = weights["weight"].to_numpy()[weights["updates"].to_numpy() > 0]
-    if not len(weight):
-        return "No weight moved: trained with fixed weights, or no Λ step was made."
     did, beyond = ("did harm", "below") if kind == "harmful" else ("helped", "above")
     return (
         f"None {did}: no weight of the {len(weight):,} that moved lies {beyond} the initial {initial:g}; they lie "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,7 +67,12 @@ def main(argv: list[str]) -> int:
     run = Run(options.run)
     wanted = options.export is not None or options.clean is not None
     data = _data(run, needed=wanted)
-    _print_extremes(run, data, options.top)
+    if not pc.any(pc.greater(run.weights["updates"], 0)).as_py():
+        print(_why_none_moved(run))
+    elif options.top:
+        _print_extremes(run, data, options.top)
+    elif not wanted:
+        print(_facts(run.weights))
     if not wanted:
         return 0
     assert data is not None
@@ -99,9 +105,7 @@ def _write_cleaned(
 
 def _why_so_many(everything: pa.Table, kept: int, threshold: float, initial: float) -> str:
     """Whether anything was left out, and how far the weights are a reason to."""
-    count, weight = len(everything), everything["weight"].to_numpy()
-    moved = int((everything["updates"].to_numpy() > 0).sum())
-    said = f"λ lies from {weight.min():.3g} to {weight.max():.3g}; Λ steps moved {moved} of {count}"
+    count, moved, said = len(everything), _moved(everything), _facts(everything)
     if moved < count:
         fate = "kept" if np.float32(initial) >= threshold else "left out"
         said += f", the other {count - moved} have their initial weight {initial:g} and are {fate}"
@@ -109,6 +113,38 @@ def _why_so_many(everything: pa.Table, kept: int, threshold: float, initial: flo
         return said
     mend = "another --threshold, or a run with more Λ steps, may tell them apart"
     return f"nothing was found to {'leave out' if kept else 'keep'}: {said}; {mend}"
+
+
+def _moved(weights: pa.Table) -> int:
+    return int((weights["updates"].to_numpy() > 0).sum())
+
+
+def _facts(weights: pa.Table) -> str:
+    """The range of λ, and how many of them moved."""
+    values = weights["weight"].to_numpy()
+    return f"λ lies from {values.min():.3g} to {values.max():.3g}; Λ steps moved {_moved(weights)} of {len(values)}"
+
+
+def _why_none_moved(run: Run) -> str:
+    """Why no weight of a run moved, and what to type for weights that do."""
+    model = run.config["model"]
+    options = model["weighting"]
+    warmup, inner = options["warmup_steps"], options["inner_steps"]
+    made = max((int(steps[-1]) for steps, _ in run.metrics.values()), default=0)
+    if options["kind"] == "fixed":
+        why = "trained with model.weighting.kind=fixed; a run with --model.weighting.kind per_example learns them"
+    elif "influence/mean" in run.metrics:
+        why = "all examples of the Λ steps were masked out; a run with --model.weighting.update_masked true moves them"
+    elif made < warmup + inner:
+        why = (
+            f"no Λ step was made in {made} steps: model.weighting.warmup_steps={warmup} and "
+            f"model.weighting.inner_steps={inner} put the first after step {warmup + inner}; ssl-weighting resume "
+            f"{shlex.quote(str(run.directory))} --trainer.max_steps {10 * (warmup + inner)} trains longer"
+        )
+    else:
+        name = model["algorithm"]["class_path"].rpartition(".")[2]
+        why = f"model.algorithm={name} looks at no unlabelled example; give another, such as --model.algorithm UDA"
+    return f"No weight moved: {why}"
 
 
 def export_table(run: Run, data: SSLData) -> pa.Table:
@@ -203,15 +239,14 @@ def _data(run: Run, needed: bool) -> SSLData | None:
 def _print_extremes(run: Run, data: SSLData | None, top: int) -> None:
     console = Console(soft_wrap=not sys.stdout.isatty())
     found = dict(zip(("harmful", "helpful"), extremes(run.weights, top, run.initial_weight), strict=True))
-    if top and not any(map(len, found.values())):
+    if not any(map(len, found.values())):
         console.print(none_stands_out("", run.weights, run.initial_weight), highlight=False, markup=False)
         return
     for kind, positions in found.items():
         if not len(positions):
-            if top:
-                console.print(
-                    none_stands_out(kind, run.weights, run.initial_weight), highlight=False, markup=False
-                )
+            console.print(
+                none_stands_out(kind, run.weights, run.initial_weight), highlight=False, markup=False
+            )
             continue
         table = Table(title=f"most {kind}", title_justify="left")
         for name in ("weight", "influence"):

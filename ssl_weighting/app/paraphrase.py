@@ -165,6 +165,8 @@ def training_texts(config: str, overrides: list[str]) -> list[str]:
 
 def main(argv: list[str]) -> int:
     """Make the file; returns the exit status, 0."""
+    if not argv:
+        raise UserError("--config: missing; type ssl-weighting paraphrase --config RECIPE --out FILE.parquet")
     parser = argparse.ArgumentParser(
         "ssl-weighting paraphrase",
         description=HELP,

@@ -46,6 +46,9 @@ def find_recipe(name: str) -> Path:
         inside = next((p for p in (path / "config.yaml", *sorted(path.glob("*.yaml"))) if p.is_file()), None)
         mend = f"did you mean {inside}?" if inside else "give a recipe's name or path"
         raise UserError(f"--config {name}: a folder, not a recipe; {mend}")
+    beside = [other for ending in (".yaml", ".yml") if (other := path.with_suffix(ending)).is_file()]
+    if beside:
+        raise UserError(f"--config {name}: no such file; did you mean {beside[0]}?")
     near = nearest(path.stem, recipe_names()) if is_bare else None
     hint = f"did you mean {near}? " if near else ""
     raise UserError(f"--config {name}: no such file or recipe; {hint}`ssl-weighting recipes` lists them")

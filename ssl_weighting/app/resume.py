@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -110,6 +111,25 @@ def _newest(runs: Path, recipe: str, name: str, seed: str | None) -> Path:
             f"ckpt_path={name}: no run of {of} under {runs} has a checkpoint; start one without --ckpt_path"
         )
     return of_seed[0].with_name(f"{name}.ckpt")
+
+
+def say_complete(run: Resumed, steps: int, typed: bool) -> None:
+    """Say that a run has made all of its θ steps and is only evaluated.
+
+    Args:
+        run: The run.
+        steps: θ steps to train in all.
+        typed: Whether somebody typed ``steps``.
+
+    Raises:
+        UserError: If fewer steps are typed than the run has made.
+    """
+    mend = f"ssl-weighting resume {shlex.quote(str(run.directory))} --trainer.max_steps {2 * run.step}"
+    said = f"the run is complete at step {run.step} and nothing is left to train; {mend} trains longer"
+    if typed and steps < run.step:
+        raise UserError(f"trainer.max_steps={steps}: {said}")
+    if is_first_process():
+        print(f"resume: {said}; evaluated as it is", file=sys.stderr, flush=True)
 
 
 def say_resumed(run: Resumed, recipe: str, changes: str) -> None:

@@ -43,11 +43,13 @@ from ssl_weighting.app.resume import (
     refuse_changes,
     refuse_without_effect,
     resumed,
+    say_complete,
     say_resumed,
     typed_options,
 )
 from ssl_weighting.app.runs import Run
 from ssl_weighting.app.summary import print_summary
+from ssl_weighting.app.threads import said_threads
 from ssl_weighting.app.trainer_options import check_trainer, refused
 from ssl_weighting.data import SSLData
 from ssl_weighting.distributed import is_first_process
@@ -171,7 +173,11 @@ class CLI(LightningCLI):
             # What is typed again as it was is fine: a queue starts the same command over and over.
             other = {key: self.typed[key] for key in changes if key in self.typed}
             refuse_without_effect(other, run.directory / "split.json", "start a new run with fit")
-        say_resumed(run, self.recipe, told(changes))
+        steps = self.config[self.subcommand].trainer.max_steps
+        if 0 < steps <= run.step:
+            say_complete(run, steps, "trainer.max_steps" in self.typed)
+        else:
+            say_resumed(run, self.recipe, told(changes))
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         assert self.directory is not None
@@ -205,6 +211,8 @@ class CLI(LightningCLI):
             self.datamodule.split_file = kept if kept.is_file() else self.datamodule.split_file
         self.datamodule.prepare_data()
         self.datamodule.setup("fit")
+        if is_first_process():
+            print(said_threads(), flush=True)
 
     def _configuration(self) -> str:
         """config.yaml: the whole resolved configuration, which starts the same run again; no secret is copied."""

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from ssl_weighting.errors import DataWarning, UserError
+from ssl_weighting.errors import DataWarning, UserError, named
 
 if TYPE_CHECKING:  # torch is slow to import
     from ssl_weighting.data.module import SSLData
@@ -41,38 +41,40 @@ class WeightHistory:
     counts: np.ndarray
 
 
-def find_run(given: Path, holds: str = "config.yaml") -> Path:
+def find_run(given: Path, holds: str = "config.yaml", key: str = "RUN") -> Path:
     """The folder of a run.
 
     Args:
         given: The folder itself, or one that holds a single run, such as ``runs/<recipe>``.
         holds: What tells a run by: a file in its folder.
+        key: What it was given as, for messages: ``RUN``, or ``run`` in Python.
 
     Raises:
         UserError: If there is none, or several; names what to give.
     """
+    what = named(key, given)
     if not given.is_dir():
         raise UserError(
-            f"RUN={given}: no such folder or file; a run lies in runs/<recipe>/<time>_seed<N>_<id>, fit prints its folder"
+            f"{what}: no such folder or file; a run lies in runs/<recipe>/<time>_seed<N>_<id>, fit prints its folder"
         )
     if (given / holds).is_file():
         return given
     if (given / "config.yaml").is_file():
-        raise UserError(f"RUN={given}: has no {holds}; the run was stopped before it wrote one")
+        raise UserError(f"{what}: has no {holds}; the run was stopped before it wrote one")
     inside = {path: path.joinpath(holds) for path in given.iterdir() if path.joinpath(holds).is_file()}
     if len(inside) == 1:
         return next(iter(inside))
     if inside:
         newest = sorted(inside, key=lambda path: inside[path].stat().st_mtime_ns, reverse=True)
-        named = ", ".join(map(str, newest[:3])) + (", ..." if len(newest) > 3 else "")
-        raise UserError(f"RUN={given}: holds {len(inside)} runs; give one of them, the newest first: {named}")
+        listed = ", ".join(map(str, newest[:3])) + (", ..." if len(newest) > 3 else "")
+        raise UserError(f"{what}: holds {len(inside)} runs; give one of them, the newest first: {listed}")
     deeper = next(iter(sorted(given.glob(f"*/*/{holds}"))), None)
     hint = (
         f"did you mean {str(deeper).removesuffix(f'/{holds}')}?"
         if deeper
         else "fit prints the folder of its run"
     )
-    raise UserError(f"RUN={given}: neither a run (it has no {holds}) nor a folder that holds one; {hint}")
+    raise UserError(f"{what}: neither a run (it has no {holds}) nor a folder that holds one; {hint}")
 
 
 class Run:

@@ -34,3 +34,13 @@ def use_free_cores() -> int:
 
     torch.set_num_threads(min(torch.get_num_threads(), free_cores()))
     return torch.get_num_threads()
+
+
+def said_threads() -> str:
+    """How many threads compute, and why so many, in a line."""
+    import torch
+
+    threads = torch.get_num_threads()
+    named = (name for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if os.environ.get(name) == str(threads))
+    why = next((f"{name}={threads}" for name in named), "the cores that are free to use")
+    return f"computing with {threads} thread{'s' * (threads != 1)}, by {why}"

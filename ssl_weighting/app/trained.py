@@ -20,7 +20,8 @@ from ssl_weighting.app.configurations import differences, share_encoder_name
 from ssl_weighting.app.parser import Parser
 from ssl_weighting.data import ExampleSet, Source, SSLData
 from ssl_weighting.data.remembered import NewExamples, remembering
-from ssl_weighting.errors import UserError
+from ssl_weighting.data.tables import table_ending
+from ssl_weighting.errors import UserError, named
 from ssl_weighting.files import home_path
 from ssl_weighting.module import SSLModule
 
@@ -58,6 +59,8 @@ class TrainedModel:
         Raises:
             UserError: If they are nothing that the run's data set can read.
         """
+        if isinstance(examples, (list, tuple)) and not examples:
+            return np.empty((0, self.module.num_classes), np.float32)
         new = self.read(examples)
         known = self.of_source(new.source, torch.arange(len(new.rows)))
         whole = np.full((len(new.names), known.shape[1]), np.nan, np.float32)
@@ -72,10 +75,23 @@ class TrainedModel:
             for row, best in zip(found, np.nan_to_num(found).argmax(-1), strict=True)
         ]
 
-    def read(self, examples: Any) -> NewExamples:
-        """Examples as the run's data set reads them; see `probabilities`."""
+    def read(self, examples: Any, key: str = "examples") -> NewExamples:
+        """Examples as the run's data set reads them; see `probabilities`.
+
+        Args:
+            examples: See `probabilities`.
+            key: What they were given as, for messages.
+        """
         if isinstance(examples, (str, Path)):
-            return self.data.read_new(home_path(examples))
+            path = home_path(examples)
+            try:
+                return self.data.read_new(path, key)
+            except UserError as error:
+                if key != "examples" or path.is_dir() or table_ending(path) is not None:
+                    raise
+                raise UserError(
+                    f"{error}; single texts and files are given in a list: [{str(examples)!r}]"
+                ) from None
         source = self.data.source_of(examples)
         rows = torch.arange(len(source.labels))
         return NewExamples(source.describe(rows), rows, source)
@@ -112,7 +128,7 @@ def load(run: str | Path, device: str | None = None) -> TrainedModel:
     Raises:
         UserError: If there is no such run, or what its configuration names, such as an encoder, is not there.
     """
-    return restored(open_checkpoint(find_checkpoint(run), f"RUN={run}"), device=device)[0]
+    return restored(open_checkpoint(find_checkpoint(run, key="run"), named("run", run)), device=device)[0]
 
 
 def restored(

@@ -72,9 +72,9 @@ class Cifar10(SSLData):
             self.mean = (0.49139968, 0.48215841, 0.44653091)
             self.std = (0.24703223, 0.24348513, 0.26158784)
 
-    def read_new(self, where: Path) -> NewExamples:
+    def read_new(self, where: Path, key: str = "--on") -> NewExamples:
         """A folder of images, or a table of paths, scaled to 32 pixels; see :meth:`SSLData.read_new`."""
-        return read_images(where, 32, None)
+        return read_images(where, 32, None, key)
 
     def prepare_data(self) -> None:
         """Download on one process a node, before all of them load."""

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from ssl_weighting.data.image_pixels import ENDINGS
 from ssl_weighting.data.tables import ENDINGS as TABLES
 from ssl_weighting.data.tables import Column, read_columns, read_table, table_ending
-from ssl_weighting.errors import UserError
+from ssl_weighting.errors import UserError, named
 
 HIDDEN = (".", "@")
 """Folders and files whose names begin so are nobody's data: .git, .ipynb_checkpoints, a NAS's @eaDir and @Recycle."""
@@ -183,16 +183,17 @@ def all_images(folder: Path, key: str, notes: list[str]) -> list[ImageFile]:
     Raises:
         UserError: If there is no such folder, or no image in it.
     """
+    what = named(key, folder)
     if not folder.is_dir():
-        raise UserError(f"{key}={folder}: no such folder")
+        raise UserError(f"{what}: no such folder")
     passed = PassedOver()
     files = [
         ImageFile(str(path), path.relative_to(folder).as_posix(), -1)
         for path in images_below(folder, (), passed)
     ]
-    said = passed.sentence(f"{key}={folder}")
+    said = passed.sentence(what)
     if not files:
-        raise UserError(f"{said or f'{key}={folder}'}; holds no image ({', '.join(ENDINGS)})")
+        raise UserError(f"{f'{said};' if said else f'{what}:'} holds no image ({', '.join(ENDINGS)})")
     notes += [said] if said else []
     return files
 
@@ -290,11 +291,12 @@ def listed(where: Path, key: str, column: str) -> list[ImageFile]:
     Raises:
         UserError: If there is no such table or column, or a file is not there.
     """
-    _require_table(where, f"{key} {where}")
-    wanted = Column(column, "name the column of the paths with --data.path_column")
-    (paths,) = read_columns(where, f"{key} {where}", (wanted,))
+    what = named(key, where)
+    _require_table(where, what)
+    mend = "the run was trained on images: name the column of their paths with --data.path_column"
+    (paths,) = read_columns(where, what, (Column(column, mend),))
     if not len(paths):
-        raise UserError(f"{key} {where}: has no rows")
+        raise UserError(f"{what}: has no rows")
     return [ImageFile(str(_existing(path, where, key)), path, -1) for path in paths.to_pylist()]
 
 
@@ -303,7 +305,7 @@ def _existing(path: str, table: Path, key: str) -> Path:
     whole = table.parent / path
     if not path or not os.path.lexists(whole) or whole.is_dir():
         raise UserError(
-            f"{key}={table}: the file {path!r} is not in {table.parent}; complete it, or drop the row"
+            f"{named(key, table)}: the file {path!r} is not in {table.parent}; complete it, or drop the row"
         )
     return whole
 

@@ -44,11 +44,20 @@ class ImageReader:
         keep: Whether the pixels are decoded now, and not only the files opened.
         strict: Whether any file that cannot be read is refused, and not only one with a label.
         may_choose: Whether ``levels`` are chosen here where they are missing and needed.
+        fate: What becomes of files that cannot be read, for the warning.
     """
 
-    def __init__(self, size: int, levels: Levels | None, keep: bool, strict: bool, may_choose: bool) -> None:
+    def __init__(
+        self,
+        size: int,
+        levels: Levels | None,
+        keep: bool,
+        strict: bool,
+        may_choose: bool,
+        fate: str = "are left out",
+    ) -> None:
         self.size, self.levels, self.keep = size, levels, keep
-        self.strict, self.may_choose = strict, may_choose
+        self.strict, self.may_choose, self.fate = strict, may_choose, fate
 
     def read(self, files: Sequence[ImageFile], key: str, what: str) -> tuple[list[ImageFile], Tensor | None]:
         """The files that can be read, and their pixels uint8 (n, 3, size, size), if they are kept.
@@ -111,7 +120,7 @@ class ImageReader:
             )
         if bad:
             say(
-                f"{len(bad)} of {len(files)} images cannot be read and are left out (the first: {_reason(bad[0][1])}): "
+                f"{len(bad)} of {len(files)} images cannot be read and {self.fate} (the first: {_reason(bad[0][1])}): "
                 f"{_listed([file for file, _ in bad], 50)}"
             )
 

@@ -31,7 +31,7 @@ from ssl_weighting.data.image_reading import ImageReader, say
 from ssl_weighting.data.module import SSLData
 from ssl_weighting.data.remembered import NewExamples, remembered
 from ssl_weighting.data.source import Source
-from ssl_weighting.errors import UserError
+from ssl_weighting.errors import UserError, named
 from ssl_weighting.files import home_path
 
 KEPT_BYTES = 2**30
@@ -102,24 +102,27 @@ class ImageFiles:
         return of_files([file.path for file in self.files], [file.name for file in self.files], self.labels)
 
 
-def read_images(where: Path, size: int, levels: Levels | None, path_column: str = "path") -> NewExamples:
+def read_images(
+    where: Path, size: int, levels: Levels | None, key: str, path_column: str = "path"
+) -> NewExamples:
     """Images to predict, of a folder, however deep, or of a table of paths.
 
     Args:
         where: The folder or table.
         size: Height and width that the images get.
         levels: Values that become black and white in images of more than 8 bits.
+        key: What they were given as, for messages.
         path_column: Column of the paths, in tables.
 
     Raises:
         UserError: If there are none, or none can be read. Single ones that cannot are named in a warning.
     """
     notes: list[str] = []
-    files = all_images(where, "--on", notes) if where.is_dir() else listed(where, "--on", path_column)
+    files = all_images(where, key, notes) if where.is_dir() else listed(where, key, path_column)
     say(*notes)
     keep = len(files) * 3 * size**2 <= KEPT_BYTES
-    reader = ImageReader(size, levels, keep, strict=False, may_choose=False)
-    good, pixels = reader.read(files, "--on", f"--on {where}")
+    reader = ImageReader(size, levels, keep, strict=False, may_choose=False, fate="have an empty row")
+    good, pixels = reader.read(files, key, named(key, where))
     rows = _places(good, files)
     return NewExamples([printable(file.path) for file in files], rows, ImageFiles(good, size, pixels, levels))
 
@@ -236,9 +239,9 @@ class Images(SSLData):
         levels = None if self.levels is None else list(map(float, self.levels))
         return super().to_remember() | {"levels": levels}
 
-    def read_new(self, where: Path) -> NewExamples:
+    def read_new(self, where: Path, key: str = "--on") -> NewExamples:
         """A folder of images, however deep, or a table of paths; see :class:`~ssl_weighting.data.module.SSLData`."""
-        return read_images(where, self.size, self.levels, self.columns[0])
+        return read_images(where, self.size, self.levels, key, self.columns[0])
 
     def source_of(self, examples: Any) -> Source:
         """Paths of images, or uint8 (n, 3, size, size); see :class:`~ssl_weighting.data.module.SSLData`."""

@@ -22,7 +22,7 @@ from ssl_weighting.data.remembered import NewExamples, remembered
 from ssl_weighting.data.source import ExampleSet, InMemory, Source
 from ssl_weighting.data.split import Split, check_classes, make_split, read_split
 from ssl_weighting.data.stream import Stream
-from ssl_weighting.errors import DataWarning, UserError
+from ssl_weighting.errors import DataWarning, UserError, named
 from ssl_weighting.files import home_path
 from ssl_weighting.protocols import Inputs, View
 
@@ -167,15 +167,19 @@ class SSLData(LightningDataModule, ABC):
         """Plain values that are needed to read other examples as those of the training set were read."""
         return {"class_names": list(map(str, self.all_class_names)), "has_test": self.has_test}
 
-    def read_new(self, where: Path) -> NewExamples:
+    def read_new(self, where: Path, key: str = "--on") -> NewExamples:
         """Examples of a folder or a table that a person points at, without labels, all of them, in order.
+
+        Args:
+            where: The folder or table.
+            key: What it was given as, for messages: ``--on``, or ``examples`` in Python.
 
         Raises:
             UserError: If the data set has no files of its own, or these cannot be read.
         """
         raise UserError(
-            f"--on {where}: {self.name} reads no files of yours; give --on unlabeled, validation or test, or call "
-            "ssl_weighting.load(RUN) from Python"
+            f"{named(key, where)}: {self.name} reads no files of yours; give --on unlabeled, validation or test, or a "
+            "tensor to ssl_weighting.load(RUN).predict in Python"
         )
 
     def source_of(self, examples: Any) -> Source:
@@ -286,7 +290,8 @@ class SSLData(LightningDataModule, ABC):
     def _setup_test(self) -> None:
         if not self.has_test:
             raise UserError(
-                f"data.test: {self.name} has no test set; give one, or look at the validation error"
+                f"data.test: {self.name} has no test set; give one with --data.test FOLDER|TABLE, or look at the "
+                "validation error with ssl-weighting validate RUN"
             )
         if "test" not in self.sets:
             test = self.load(train=False)

@@ -307,16 +307,13 @@ def read_split(path: Path, data_set: str, checksum: str) -> Split:
         raise UserError(
             f"data.split={path}: its lists do not match its own sha256: the file was changed; draw it again"
         )
-    if split.data_set != data_set or split.checksum != checksum:
+    mend = "draw a new split with --data.split null"
+    if split.data_set != data_set:
+        raise UserError(f"data.split={path}: made for {split.data_set}, but the data is {data_set}; {mend}")
+    if split.checksum != checksum:
         raise UserError(
-            f"data.split={path}: made for {split.data_set} (checksum {split.checksum[:12]}…), "
-            f"but the data is {data_set} ({checksum[:12]}…)"
-            + (
-                ": examples were added, removed or changed since; bring them back, or draw a new split by leaving "
-                "data.split out"
-                if split.data_set == data_set
-                else ""
-            )
+            f"data.split={path}: the examples have changed since it was drawn (added, removed or changed): bring them "
+            f"back, or {mend}"
         )
     return split
 

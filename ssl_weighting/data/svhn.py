@@ -66,9 +66,9 @@ class Svhn(SSLData):
             self.mean = (0.4376821, 0.4437697, 0.47280442)
             self.std = (0.19803012, 0.20101562, 0.19703614)
 
-    def read_new(self, where: Path) -> NewExamples:
+    def read_new(self, where: Path, key: str = "--on") -> NewExamples:
         """A folder of images, or a table of paths, scaled to 32 pixels; see :meth:`SSLData.read_new`."""
-        return read_images(where, 32, None)
+        return read_images(where, 32, None, key)
 
     def prepare_data(self) -> None:
         """Download on one process a node, before all of them load."""

@@ -31,7 +31,7 @@ from ssl_weighting.data.tokens import (
     tokenized,
     unknown_share,
 )
-from ssl_weighting.errors import DataWarning, UserError
+from ssl_weighting.errors import DataWarning, UserError, named
 from ssl_weighting.protocols import Inputs, View
 
 MOST_UNKNOWN = 0.3
@@ -245,13 +245,13 @@ class TextData(SSLData):
         chosen = order[: self.test_subset].sort().values
         test.rows, test.labels = test.rows[chosen], test.labels[chosen]
 
-    def read_new(self, where: Path) -> NewExamples:
+    def read_new(self, where: Path, key: str = "--on") -> NewExamples:
         """A table with a column of texts; see :meth:`SSLData.read_new`."""
         wanted = Column(self.text_column, "name the column of the texts with --data.text_column")
-        (texts,) = read_columns(where, f"--on {where}", (wanted,))
+        (texts,) = read_columns(where, named(key, where), (wanted,))
         if not len(texts):
-            raise UserError(f"--on {where}: has no rows")
-        _look_for_empty(pa.chunked_array([texts]), f"--on {where}")
+            raise UserError(f"{named(key, where)}: has no rows")
+        _look_for_empty(pa.chunked_array([texts]), named(key, where))
         source = self.source_of(texts)
         return NewExamples(texts.to_pylist(), torch.arange(len(texts)), source)
 

@@ -191,7 +191,7 @@ def test_split_file_is_used_as_it_is(tmp_path):
     assert again.split.sha256() == first.split.sha256()
     changed = toy(split=tmp_path / "split.json")
     changed.shift = 1
-    with pytest.raises(UserError, match="made for toy"):
+    with pytest.raises(UserError, match="the examples have changed"):
         changed.setup("fit")
 
 

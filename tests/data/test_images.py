@@ -303,7 +303,7 @@ def test_split_holds_wherever_the_folder_lies_and_says_when_files_were_added(fol
     moved.setup()
     assert moved.split.sha256() == d.split.sha256()
     paint(elsewhere / "pool" / "new.png", (1, 2, 3))
-    with pytest.raises(UserError, match="added, removed or changed since; bring them back, or draw") as error:
+    with pytest.raises(UserError, match=r"\(added, removed or changed\): bring them back, or draw") as error:
         data(elsewhere, split=elsewhere / "split.json").setup()
     one_line(error)
 

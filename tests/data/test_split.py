@@ -228,13 +228,19 @@ def test_damaged_or_changed_file_is_refused(tmp_path, damage, words):
     assert words in one_line(error)
 
 
-@pytest.mark.parametrize(("name", "checksum"), [("other", "c" * 64), ("toy", "d" * 64)])
-def test_file_of_other_data_is_refused(tmp_path, name, checksum):
+@pytest.mark.parametrize(
+    ("name", "checksum", "said"),
+    [
+        ("other", "c" * 64, "made for toy, but the data is other"),
+        ("toy", "d" * 64, "examples have changed since"),
+    ],
+)
+def test_file_of_other_data_is_refused(tmp_path, name, checksum, said):
     path = tmp_path / "split.json"
     write_split(split_of(balanced()), path)
-    with pytest.raises(UserError, match="made for toy") as error:
+    with pytest.raises(UserError, match=said) as error:
         read_split(path, name, checksum)
-    one_line(error)
+    assert one_line(error).endswith("draw a new split with --data.split null")
 
 
 # ---- all labels that there are ----

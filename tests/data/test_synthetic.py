@@ -89,7 +89,7 @@ def test_split_of_another_run_brings_its_points_along(tmp_path):
     write_split(first.split, tmp_path / "split.json")
     again = ready(split_seed=6, split=tmp_path / "split.json")
     assert again.split.sha256() == first.split.sha256()
-    with pytest.raises(UserError, match="made for moons"):
+    with pytest.raises(UserError, match="the examples have changed"):
         ready(data_seed=8, split=tmp_path / "split.json")
     with pytest.raises(UserError, match="no such file"):
         ready(split=tmp_path / "missing.json")

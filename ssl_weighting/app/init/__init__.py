@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
+import shlex
 import sys
 import warnings
 from collections.abc import Mapping
@@ -16,8 +18,20 @@ from ssl_weighting.app.init.images import choose_for_images, image_recipe
 from ssl_weighting.app.init.text import ENCODERS, choose_for_texts, text_recipe
 from ssl_weighting.data.module import SSLData
 from ssl_weighting.data.split import write_split
+from ssl_weighting.data.tables import table_ending
 from ssl_weighting.errors import UserError
 from ssl_weighting.files import check_utf8, home_path, whole_file
+
+OPTIONS = {
+    "labeled": "images",
+    "unlabeled": "unlabelled",
+    "train": "text",
+    "test": "test",
+    "path_column": "path-column",
+    "text_column": "text-column",
+    "label_column": "label-column",
+}
+"""Options of the data sets, and those of ``init`` that they are given by."""
 
 
 def main(argv: list[str]) -> int:
@@ -32,6 +46,11 @@ def main(argv: list[str]) -> int:
     Raises:
         UserError: If the data is of no use, or a file is there already.
     """
+    if argv and not argv[0].startswith("-"):
+        option = "--images" if table_ending(home_path(argv[0])) is None else "--text"
+        raise UserError(
+            f"{argv[0]}: belongs to no option; did you mean init {option} {shlex.quote(argv[0])}?"
+        )
     parser = argparse.ArgumentParser(prog="ssl-weighting init", description=__doc__, allow_abbrev=False)
     data = parser.add_mutually_exclusive_group(required=True)
     data.add_argument(
@@ -111,12 +130,26 @@ def _chosen(
                 choice, module = choose_for_texts(
                     source, options.test, columns, options.encoder or ENCODERS[device], device
                 )
-        except UserError:
+        except UserError as error:
             for message in said_once(said):
-                print(f"warning: {message}", file=sys.stderr)
-            raise
-    choice.remarks = said_once(said)
+                print(f"warning: {_as_typed(message, options)}", file=sys.stderr)
+            raise UserError(_as_typed(str(error), options)) from error
+    choice.remarks = [_as_typed(remark, options) for remark in said_once(said)]
     return choice, module
+
+
+def _as_typed(message: str, options: argparse.Namespace) -> str:
+    """A data set's message with the options of ``init`` in place of its own."""
+    for key, name in OPTIONS.items():
+        path = getattr(options, name.replace("-", "_"), None)
+        for given in (path.resolve(), path) if isinstance(path, Path) else ():
+            message = message.replace(f"data.{key}={given}", f"--{name} {path}")
+    message = message.replace(" (init: --text-column)", "")
+    return re.sub(
+        rf"(?<![\w/.-])(?:--)?data\.({'|'.join(OPTIONS)})\b(=?)",
+        lambda found: f"--{OPTIONS[found[1]]}{' ' if found[2] else ''}",
+        message,
+    )
 
 
 def _refuse_to_overwrite(*paths: Path) -> None:

@@ -96,6 +96,12 @@ def _chosen(kind: Kind, name: str | None, names: Sequence[str], what: str) -> st
         return name
     expected = _same(kind.usual[0], names)
     usual = expected[:1] or [found for found in names if _plain(found) in kind.usual]
+    others = [name for name in names if kind == PATHS and _plain(name) in TEXTS.usual]
+    if not usual and others:
+        raise UserError(
+            f"{what}: has texts ({_listed(others)}) and no column of paths; texts are given by --text, or name the "
+            f"column of the paths with {_flag(kind)}"
+        )
     if len(usual) != 1:
         raise UserError(
             f"{what}: which column holds {kind.holds}? It has {_listed(names)}; name it with {_flag(kind)}"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import socket
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -25,7 +27,19 @@ from ssl_weighting.backbones.base import Backbone
 from ssl_weighting.backbones.conv import SmallConvNet
 from ssl_weighting.backbones.torchvision_model import TorchvisionModel
 from ssl_weighting.backbones.wide_resnet import WideResNet
+from ssl_weighting.data.image_reading import say
 from ssl_weighting.data.module import SSLData
+from ssl_weighting.errors import UserError
+
+HARDLY_CLASSES = {
+    **dict.fromkeys(
+        ("unlabeled", "unlabeledpool", "unlabeleddata", "unlabeledimages", "pool"), "--unlabelled"
+    ),
+    **dict.fromkeys(("test", "val", "validation", "valid", "holdout", "heldout"), "--test"),
+    "train": "--images",
+    "training": "--images",
+}
+"""Names of folders beside those of classes, of letters alone, and the option that each is rather for."""
 
 
 def choose_for_images(
@@ -54,6 +68,8 @@ def choose_for_images(
     """
     from ssl_weighting.data.images import KEPT_BYTES, Images
 
+    if source.is_dir():
+        _look_for_parts(source, [path.resolve() for path in (pool, test) if path is not None])
     paths = {"labeled": source, "unlabeled": pool, "test": test}
     choice = Choice({key: str(path.resolve()) for key, path in paths.items() if path is not None})
     tables = {"--images": source, "--test": test}
@@ -93,6 +109,29 @@ def choose_for_images(
     images = torch.rand(labeled + 2 * unlabeled, 3, size, size)
     choose_steps(choice, backbone, images, device, "images")
     return choice, module
+
+
+def _look_for_parts(source: Path, given: Sequence[Path]) -> None:
+    """Refuse a pool among the folders of the classes, and name others that are hardly classes.
+
+    Args:
+        source: The folder of the classes' folders.
+        given: Folders that are other parts.
+
+    Raises:
+        UserError: Naming the option for the pool.
+    """
+    for folder in sorted(source.iterdir()):
+        plain = re.sub(r"[^a-z]", "", folder.name.lower()).replace("unlabelled", "unlabeled")
+        if plain not in HARDLY_CLASSES or not folder.is_dir() or folder.resolve() in given:
+            continue
+        what, where = f"--images {source}: its folder {folder.name!r}", shlex.quote(str(folder))
+        option = HARDLY_CLASSES[plain]
+        if plain.startswith("unlabeled"):
+            raise UserError(
+                f"{what} would be a class; if it is the pool, type {option} {where}, else rename it"
+            )
+        say(f"{what} is read as a class; if it is none, type {option} {where}")
 
 
 def _sides(paths: list[str]) -> list[int]:

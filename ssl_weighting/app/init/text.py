@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -47,6 +48,10 @@ def choose_for_texts(
     from ssl_weighting.backbones.transformer import Transformer
     from ssl_weighting.data.text import Text
 
+    if source.is_dir():
+        raise UserError(
+            f"--text {source}: a folder, and texts are a table; of images, type --images {quote(str(source))}"
+        )
     for key, path in (("--text", source), ("--test", test)):
         if path is not None and not path.is_file():
             raise UserError(f"{key} {path}: no such file")
@@ -65,9 +70,9 @@ def choose_for_texts(
         choice.note("pooling", "mean", "a sentence encoder, which is trained for it")
     if device == "cpu":
         arguments["frozen_layers"] = _layers_of(encoder) * 2 // 3
-        choice.note(
-            "frozen layers", arguments["frozen_layers"], "keep what they know: a step takes half the time"
-        )
+        if arguments["frozen_layers"]:
+            why = "keep what they know: a step takes half the time"
+            choice.note("frozen layers", arguments["frozen_layers"], why)
     choice.backbone = ("Transformer", arguments)
     backbone = Transformer(**arguments)
     first = Text(**choice.data, tokenizer=encoder)
