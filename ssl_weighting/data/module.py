@@ -317,10 +317,6 @@ class SSLData(LightningDataModule, ABC):
         seen = torch.isin(self.split.unlabeled[rows], self.split.labeled)
         return self.unlabeled_labels()[rows].masked_fill(seen, -1)
 
-    def preview(self, part: str, positions: Sequence[int]) -> Inputs:
-        """Raw inputs of some examples of a list of the split."""
-        return self.sets[part].__getitems__(positions).inputs
-
     # ---- loaders ------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 import pytest
 import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
 
-from ssl_weighting.data import Digits
+from ssl_weighting.data import Batch, Digits
 from ssl_weighting.errors import UserError
 
 
@@ -54,3 +56,49 @@ def test_weak_view_does_not_mirror():
 def test_impossible_test_size_is_refused():
     with pytest.raises(UserError, match=r"data\.num_test=1790: must lie between 10 and 1787"):
         Digits(num_test=1790)
+
+
+class Plain(LightningModule):
+    """What anybody writes in ten lines: no SSLModule, automatic optimisation."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+    def training_step(self, batch, batch_idx):
+        data, known = self.trainer.datamodule, batch["labeled"]
+        assert isinstance(batch["unlabeled"], Batch)
+        return nn.functional.cross_entropy(self.net(data.view(known.inputs, ("weak",))), known.labels)
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), 0.01)
+
+
+def plain_trainer(folder, **options):
+    return Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, use_distributed_sampler=False, limit_val_batches=0, default_root_dir=folder,
+        **options,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "steps"), [({"max_steps": 7}, 7), ({"max_epochs": 2}, 2 * 4)])
+def test_any_lightning_trainer_trains_on_it(options, steps, tmp_path):
+    data = Digits(num_labeled=20, num_validation=20, unlabeled_batch_size=320, labeled_batch_size=10)
+    trainer, module = plain_trainer(tmp_path, **options), Plain()
+    before = module.net[1].weight.clone()
+    trainer.fit(module, data)
+    assert trainer.global_step == steps
+    assert not torch.equal(module.net[1].weight, before)
+
+
+def test_without_a_trainer_an_epoch_is_a_pass_and_the_next_goes_on():
+    data = Digits(
+        num_labeled=20, num_validation=20, unlabeled_batch_size=320, labeled_batch_size=10, split_seed=0
+    )
+    data.setup("fit")
+    loader = data.train_dataloader()
+    first, second = ([batch["unlabeled"].row for batch, _, _ in loader] for _ in range(2))
+    assert len(first) == len(second) == -(-data.num_unlabeled // 320)
+    whole = torch.cat([*first, *second])[: 2 * data.num_unlabeled]
+    assert (whole.bincount(minlength=data.num_unlabeled) == 2).all()
