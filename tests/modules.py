@@ -1,27 +1,5 @@
 """Modules made of flat options, so that tests can vary one of them."""
 
-from collections.abc import Mapping
-from typing import Any
+from lab.grouped import GROUPS, grouped, ssl_module
 
-from ssl_weighting.module import SSLModule
-from ssl_weighting.theta import ThetaOptions
-from ssl_weighting.weighting import WeightingOptions
-
-GROUPS = {"weighting": WeightingOptions, "theta": ThetaOptions}
-
-
-def grouped(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of a module: ``weighting_lr`` is ``lr`` of its ``weighting``, ``theta_optimizer`` of its ``theta``."""
-    found: dict[str, Any] = {}
-    for name, value in options.items():
-        group, _, field = name.partition("_")
-        if group in GROUPS:
-            found.setdefault(group, {})[field] = value
-        else:
-            found[name] = value
-    return found | {group: kind(**found[group]) for group, kind in GROUPS.items() if group in found}
-
-
-def ssl_module(*arguments: Any, **options: Any) -> SSLModule:
-    """See :func:`grouped`."""
-    return SSLModule(*arguments, **grouped(options))
+__all__ = ["GROUPS", "grouped", "ssl_module"]

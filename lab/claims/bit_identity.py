@@ -30,6 +30,7 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 
+from lab.grouped import ssl_module
 from ssl_weighting.algorithms import Algorithm
 from ssl_weighting.algorithms.fixmatch import FixMatch
 from ssl_weighting.algorithms.uda import UDA
@@ -41,8 +42,6 @@ from ssl_weighting.influence.conjugate_gradient import ConjugateGradient
 from ssl_weighting.influence.identity import Identity
 from ssl_weighting.influence.truncated_unroll import TruncatedUnroll
 from ssl_weighting.module import SSLModule
-from ssl_weighting.theta import ThetaOptions
-from ssl_weighting.weighting import WeightingOptions
 
 Case = dict[str, Any]
 
@@ -59,13 +58,7 @@ def module(classes: int, case: Case) -> SSLModule:
         "weighting_lr": 0.05,
     }
     options |= {"influence": ExactLastLayer(damping=10.0)} | case
-    groups: dict[str, Case] = {"weighting": {}, "theta": {}, "": {}}
-    for name, value in options.items():
-        group, _, field = name.partition("_")
-        group, field = (group, field) if group in groups else ("", name)
-        groups[group][field] = value
-    weighting, theta = WeightingOptions(**groups["weighting"]), ThetaOptions(**groups["theta"])
-    return SSLModule(classes, SmallConvNet(3, (4, 6)), weighting=weighting, theta=theta, **groups[""])
+    return ssl_module(classes, SmallConvNet(3, (4, 6)), **options)
 
 
 def state(trained: SSLModule) -> dict[str, list[Tensor]]:

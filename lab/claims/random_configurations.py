@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 
+from lab.grouped import ssl_module
 from ssl_weighting.algorithms.fixmatch import FixMatch
 from ssl_weighting.algorithms.flexmatch import FlexMatch
 from ssl_weighting.algorithms.freematch import FreeMatch
@@ -53,7 +54,6 @@ from ssl_weighting.influence.lissa import LiSSA
 from ssl_weighting.influence.neumann import Neumann
 from ssl_weighting.influence.relative import RelativeInfluence
 from ssl_weighting.influence.truncated_unroll import TruncatedUnroll
-from ssl_weighting.module import SSLModule
 from ssl_weighting.precision import check_precision
 
 Choose = Callable[[Sequence[Any]], Any]
@@ -77,24 +77,24 @@ DATA: Options = {
 }
 POINTS: Options = {"shape": ["moons", "circles", "linear", "spiral"], "noise": [None, 0.0, -1.0, INFINITY]}
 MODEL: Options = {
-    "weighting": ["per_example", "single", "fixed"],
-    "inner_steps": [1, 2, 100, 0],
-    "warmup_steps": [0, 1, 10**6, -1],
-    "weight_lr": [0.01, 10.0, 0.0, -1.0, NAN],
-    "weight_optimizer": ["masked_adam", "sgd", "adam"],
-    "bias_correction": ["global", "per_example"],
-    "weight_init": [1.0, 0.0, 5.0, -1.0, NAN, INFINITY],
-    "weight_bounds": [(0.0, INFINITY), (0.0, 2.0), (2.0, 0.0), (-1.0, 1.0), (NAN, 1.0)],
-    "weight_storage": ["memory", "sharded", "disk"],
+    "weighting_kind": ["per_example", "single", "fixed"],
+    "weighting_inner_steps": [1, 2, 100, 0],
+    "weighting_warmup_steps": [0, 1, 10**6, -1],
+    "weighting_lr": [0.01, 10.0, 0.0, -1.0, NAN],
+    "weighting_optimizer": ["masked_adam", "sgd", "adam"],
+    "weighting_bias_correction": ["global", "per_example"],
+    "weighting_init": [1.0, 0.0, 5.0, -1.0, NAN, INFINITY],
+    "weighting_bounds": [(0.0, INFINITY), (0.0, 2.0), (2.0, 0.0), (-1.0, 1.0), (NAN, 1.0)],
+    "weighting_storage": ["memory", "sharded", "disk"],
     "nonfinite": ["stop", "skip"],
-    "update_masked": [False, True],
-    "influence_batchnorm": ["eval", "train"],
-    "decay_all": [False, True],
-    "schedule": ["cosine_7_16", "linear", "constant"],
-    "lr_warmup_steps": [0, 1, 10**6, -1],
-    "clip_norm": [None, 1.0, 0.0, -1.0, NAN],
-    "accumulate": [1, 3, 0],
-    "ema_decay": [0.999, 0.0, 1.0, -0.1, NAN],
+    "weighting_update_masked": [False, True],
+    "weighting_batchnorm": ["eval", "train"],
+    "theta_decay_all": [False, True],
+    "theta_schedule": ["cosine_7_16", "linear", "constant"],
+    "theta_lr_warmup_steps": [0, 1, 10**6, -1],
+    "theta_clip_norm": [None, 1.0, 0.0, -1.0, NAN],
+    "theta_accumulate": [1, 3, 0],
+    "theta_ema_decay": [0.999, 0.0, 1.0, -0.1, NAN],
     "symmetric_binary_head": [True, False],
     "channels_last": [True, False],
     "target_pass": ["joint", "apart"],
@@ -187,7 +187,7 @@ def draw_configuration(choose: Choose) -> dict[str, Any]:
     cls, options = chosen["backbone"]
     first = {name: values[0] for name, values in parts["backbone"][1].items()}
     chosen["backbone"] = (cls, first | options)
-    chosen["model"] = (SSLModule, {"inner_steps": 1} | draw(MODEL, choose, few))
+    chosen["model"] = (ssl_module, {"weighting_inner_steps": 1} | draw(MODEL, choose, few))
     chosen["trainer"] = (Trainer, draw(TRAINER, choose, few))
     return chosen
 
@@ -224,7 +224,7 @@ def attempt(configuration: dict[str, Any], folder: Path) -> tuple[str, str]:
             backbone=made("backbone"),
             algorithm=made("algorithm"),
             influence=made("influence"),
-            optimizer=partial(cls, **options),
+            theta_optimizer=partial(cls, **options),
         )
         trainer = made(
             "trainer",

@@ -1,0 +1,29 @@
+"""Modules made of flat options, so that one of them can be varied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ssl_weighting.module import SSLModule
+from ssl_weighting.theta import ThetaOptions
+from ssl_weighting.weighting import WeightingOptions
+
+GROUPS: dict[str, type] = {"weighting": WeightingOptions, "theta": ThetaOptions}
+
+
+def grouped(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a module: ``weighting_lr`` is ``lr`` of its ``weighting``, ``theta_optimizer`` of its ``theta``."""
+    found: dict[str, Any] = {}
+    for name, value in options.items():
+        group, _, field = name.partition("_")
+        if group in GROUPS:
+            found.setdefault(group, {})[field] = value
+        else:
+            found[name] = value
+    return found | {group: kind(**found[group]) for group, kind in GROUPS.items() if group in found}
+
+
+def ssl_module(*arguments: Any, **options: Any) -> SSLModule:
+    """See :func:`grouped`."""
+    return SSLModule(*arguments, **grouped(options))
