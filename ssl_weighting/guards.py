@@ -71,9 +71,9 @@ def warn_without_weight_step(options: WeightingOptions, steps: int) -> None:
     if less + inner > steps:
         mend.append(f"--model.weighting.inner_steps {max(1, (steps - less) // 8)}")
     warnings.warn(
-        f"model.weighting.warmup_steps={warmup}: no weight will move, for the first of them would after "
-        f"{warmup + inner} steps (model.weighting.inner_steps={inner}) and trainer.max_steps={steps} ends before; type "
-        f"{' '.join(mend)}, or --trainer.max_steps {10 * (warmup + inner)}",
+        f"model.weighting.warmup_steps={warmup}: no weight will move, for the first Λ step comes after θ step "
+        f"{warmup + inner} (model.weighting.inner_steps={inner}) and trainer.max_steps={steps}; type {' '.join(mend)} or "
+        f"--trainer.max_steps {10 * (warmup + inner)}",
         stacklevel=2,
     )
 

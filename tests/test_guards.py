@@ -192,9 +192,9 @@ def test_trying_out_leaves_no_trace(influence):
 @pytest.mark.parametrize(
     ("warmup", "inner", "mend"),
     [
-        (5, 100, "--model.weighting.warmup_steps 1 --model.weighting.inner_steps 1,"),
-        (50, 2, "--model.weighting.warmup_steps 1,"),
-        (0, 10, "type --model.weighting.inner_steps 1,"),
+        (5, 100, "--model.weighting.warmup_steps 1 --model.weighting.inner_steps 1 or "),
+        (50, 2, "--model.weighting.warmup_steps 1 or "),
+        (0, 10, "type --model.weighting.inner_steps 1 or "),
     ],
 )
 def test_weights_that_will_not_move_are_said(warmup, inner, mend):
