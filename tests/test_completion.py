@@ -42,7 +42,9 @@ def test_commands(script):
 
 
 def test_options_of_the_loop_and_of_plug_ins(script):
-    assert completed(script, "ssl-weighting", "fit", "--model.inner") == ["--model.weighting.inner_steps"]
+    assert completed(script, "ssl-weighting", "fit", "--model.weighting.inner") == [
+        "--model.weighting.inner_steps"
+    ]
     assert "--model.algorithm.threshold" in completed(script, "ssl-weighting", "fit", "--model.algorithm.")
     assert completed(script, "ssl-weighting", "fit", "--data.num_lab") == ["--data.num_labeled"]
 

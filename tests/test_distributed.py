@@ -155,8 +155,8 @@ def test_where_weights_are_kept_changes_no_bit(case, reference, four):
 
 def test_a_checkpoint_is_the_same_however_the_weights_are_kept(four):
     memory, sharded = state(four / "memory"), state(four / "sharded")
-    assert memory["weights._extra_state"] == sharded["weights._extra_state"]
-    assert memory["weights.moments"].any()
+    assert memory["weighting.weights._extra_state"] == sharded["weighting.weights._extra_state"]
+    assert memory["weighting.weights.moments"].any()
     for name, value in memory.items():
         if isinstance(value, torch.Tensor):
             assert torch.equal(value.nan_to_num(), sharded[name].nan_to_num()), name

@@ -1,6 +1,9 @@
 """``fit --help``: every option, on some pages."""
 
+import dataclasses
+
 import pytest
+from modules import GROUPS
 
 from ssl_weighting.app.cli import main
 from ssl_weighting.app.trainer_options import OPTIONS
@@ -26,7 +29,8 @@ def test_every_option_is_there(page):
     from ssl_weighting.module import SSLModule
 
     for key in (
-        *(f"model.{name}" for name in arguments(SSLModule)),
+        *(f"model.{name}" for name in arguments(SSLModule) if name not in GROUPS),
+        *(f"model.{group}.{field.name}" for group in GROUPS for field in dataclasses.fields(GROUPS[group])),
         *(f"data.{n}" for n in arguments(SSLData)),
     ):
         assert f"--{key} " in page, key

@@ -5,6 +5,7 @@ Everything that needs torch is imported late, so that help and mistakes answer a
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -99,6 +100,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments, parent = list(sys.argv[1:] if argv is None else argv), os.getppid()
     wait_asleep()
     warnings.showwarning = _show_warning
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # what cannot be reached is said once, by us
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # where it was imported before
     _show_anything()
     if os.getcwd() not in sys.path:  # an installed command, unlike python -m, does not look there
         sys.path.append(os.getcwd())

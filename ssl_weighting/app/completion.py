@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import inspect
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -94,7 +95,10 @@ def _arguments(cls: type) -> dict[str, list[str] | None]:
             continue
         hints: dict[str, Any] = get_type_hints(part.__init__)  # type: ignore[misc]
         for name, parameter in inspect.signature(part).parameters.items():
-            if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            group = hints.get(name)
+            if isinstance(group, type) and dataclasses.is_dataclass(group):
+                found |= {f"{name}.{key}": choices for key, choices in _arguments(group).items()}
+            elif parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
                 literal = get_origin(hints.get(name)) is Literal
                 found[name] = [str(value) for value in get_args(hints[name])] if literal else None
     return found

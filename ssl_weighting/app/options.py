@@ -63,6 +63,10 @@ def options_page(parser: ArgumentParser) -> str:
         lines += _entry(key, _value(action), _text(action))
     lines += ["", "Model and weights"]
     model = [key for key in actions if key.startswith("model.") and not key.endswith(".help")]
+    groups = {key.rpartition(".")[0] for key in model}
+    model = [
+        key for key in model if key in NAMED or key not in groups
+    ]  # a group itself takes a file, which nobody needs
     for key in [*MODEL_FIRST, *(key for key in model if key not in MODEL_FIRST)]:
         lines += _named(key) if key in NAMED else _entry(key, _value(actions[key]), _text(actions[key]))
     lines += ["", "Lightning's Trainer"]

@@ -72,7 +72,7 @@ def test_levels_of_several_options_recipes_and_cells(tmp_path):
         "set": {"digits": {"recipe": "digits_fixmatch"}, "moons": {"recipe": "moons", "data.noise": 0.2}},
         "model.weighting.lr": [0.1, 0.2],
     }
-    cells = [{"set": "moons", "arm": "fixed"}, {"weight_lr": 0.2, "set": "digits"}]
+    cells = [{"set": "moons", "arm": "fixed"}, {"lr": 0.2, "set": "digits"}]
     study = read_study(write(tmp_path, factors=factors, cells=cells))
     assert {(c.arm, c.recipe, c.overrides["model.weighting.lr"]) for c in study.cells} == {
         ("fixed", "moons", 0.1),

@@ -25,7 +25,10 @@ def make_run(
     config = {
         "seed_everything": seed,
         "data": {"class_path": "Digits"},
-        "model": {"weighting": weighting, "algorithm": {"class_path": "ssl_weighting.algorithms.UDA"}},
+        "model": {
+            "weighting": {"kind": weighting},
+            "algorithm": {"class_path": "ssl_weighting.algorithms.UDA"},
+        },
         "trainer": {"max_steps": steps},
         "runs": str(folder),
     }
