@@ -14,6 +14,14 @@ from ssl_weighting.data.module import SSLData
 from ssl_weighting.errors import NonFiniteError, UserError
 from ssl_weighting.weighting import WeightingOptions
 
+MEND = "the last good checkpoint is kept; lower the learning rate, or raise model.influence.damping if it is an influence"
+"""What helps where numbers are not finite."""
+
+
+def at_step(error: NonFiniteError, step: int) -> NonFiniteError:
+    """What is not finite, when, and what helps."""
+    return NonFiniteError(f"{error}, at step {step}; {MEND}")
+
 
 def check_classes(num_classes: int, data: SSLData) -> None:
     """Refuse a head with more or fewer outputs than the data has classes.
@@ -104,7 +112,4 @@ class FiniteGuard:
         """
         for name, first in self._first.items():
             if first >= 0:
-                raise NonFiniteError(
-                    f"{name} is not finite at step {int(first)}; the last good checkpoint is kept. Lower the learning "
-                    "rate, or raise model.influence.damping if it is the influence"
-                )
+                raise NonFiniteError(f"{name} is not finite at step {int(first)}; {MEND}")

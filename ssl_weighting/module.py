@@ -24,7 +24,7 @@ from ssl_weighting.ema import MovingAverage
 from ssl_weighting.errors import NonFiniteError, UserError
 from ssl_weighting.evaluation import Evaluation
 from ssl_weighting.fsdp import FullySharded, check_divisible, shard
-from ssl_weighting.guards import check_classes, check_vocabulary, require_compiler, warn_without_weight_step
+from ssl_weighting.guards import at_step, check_classes, check_vocabulary, require_compiler
 from ssl_weighting.influence import ExactLastLayer, Influence
 from ssl_weighting.modes import evaluation_mode
 from ssl_weighting.precision import check_precision
@@ -153,7 +153,7 @@ class SSLModule(LightningModule):
                 self._log_now(self.weighting.step(self.model, objective, validation).numbers())
         except NonFiniteError as error:
             if self.nonfinite == "stop":
-                raise NonFiniteError(f"{error}, at step {self.global_step}") from error
+                raise at_step(error, self.global_step) from error
             self._skip()
 
     def fresh_batch(self) -> Batches:
@@ -256,8 +256,6 @@ class SSLModule(LightningModule):
         Not in :meth:`setup`, where the network is not yet on the device that it will be trained on.
         """
         total = self.trainer.max_steps
-        if self.weighting.learns and self.trainer.is_global_zero:
-            warn_without_weight_step(self.weighting.options, total)
         end = Context(total, total, cast(Model, self.ema.model))  # all that is ramped up counts in full
         keeps = (self.model, self.ema, self.algorithm, self.labeled_augmentation)
         trial = Trial(self.model, self.algorithm, self.views, self.weighting, end, keeps, self.compiles)

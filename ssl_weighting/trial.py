@@ -17,7 +17,9 @@ from torch.utils import _pytree as pytree
 from ssl_weighting.algorithms.base import Algorithm, Context
 from ssl_weighting.backbones.base import Classifier
 from ssl_weighting.data.module import SSLData
+from ssl_weighting.distributed import is_first_process
 from ssl_weighting.errors import NonFiniteError, UnsolvedError, UserError
+from ssl_weighting.guards import warn_without_weight_step
 from ssl_weighting.influence.base import Influence, ThetaStep
 from ssl_weighting.modes import evaluation_mode
 from ssl_weighting.protocols import Model
@@ -62,6 +64,8 @@ class Trial:
             UserError: In one line, naming the option that does not fit.
         """
         data, options = self.views.data, self.weighting.options
+        if self.weighting.learns and is_first_process():
+            warn_without_weight_step(options, self.context.total_steps)
         method = f"model.algorithm={type(self.algorithm).__name__}"
         network = f"model.backbone={type(self.network.backbone).__name__}"
         influence = f"model.influence={type(self.weighting.influence).__name__}: it"

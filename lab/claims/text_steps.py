@@ -33,6 +33,7 @@ from ssl_weighting.algorithms.uda import UDA
 from ssl_weighting.backbones.transformer import Transformer, buckets
 from ssl_weighting.data.imdb import Imdb
 from ssl_weighting.influence import ExactLastLayer
+from ssl_weighting.modes import evaluation_mode
 from ssl_weighting.module import SSLModule
 from ssl_weighting.theta import ThetaOptions
 from ssl_weighting.weighting import WeightingOptions
@@ -136,9 +137,9 @@ class Watch(Callback):
         began = now(self.device)
         fresh = next(self.fresh)[0]
         fresh = trainer.strategy.batch_to_device(fresh, pl_module.device)
-        torch.clear_autocast_cache()
-        with trainer.precision_plugin.train_step_context():
-            pl_module._weight_step(fresh)
+        with trainer.precision_plugin.train_step_context(), evaluation_mode(pl_module.model), torch.no_grad():
+            validation = pl_module.views.validation_term(pl_module.model, fresh["validation"])
+            pl_module.weight_step(pl_module.objective(fresh), validation)
         self.seconds["Λ step"].append(now(self.device) - began)
 
     def _positions(self, views: list[dict[str, Tensor]]) -> int:

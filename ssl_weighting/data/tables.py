@@ -76,20 +76,6 @@ def read_table(
     return pa.table({text: texts, label: without_pool_marks(labels, f"{key}: the column {label!r}", known)})
 
 
-def read_column(path: Path, column: str, key: str) -> pa.Array:
-    """One column of a file as strings, in the file's order, whatever other columns there are.
-
-    Args:
-        path: The file.
-        column: Its name.
-        key: What the file was given as, for messages.
-
-    Raises:
-        UserError: If there is no such file or column, it cannot be read, or holds no texts.
-    """
-    return read_columns(path, f"{key}={path}", (Column(column, "rename the one that is meant"),))[0]
-
-
 def column_names(path: Path, key: str) -> list[str]:
     """Names of a file's columns.
 
