@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssl_weighting.augment import CTAugment
-from ssl_weighting.errors import UserError
 from ssl_weighting.protocols import Forward, Inputs, Model, View
 from ssl_weighting.terms import CROSS_ENTROPY, Distance, LossTerm
 
@@ -222,36 +221,3 @@ def update_rates(augmentation: CTAugment, show: Show, context: Context) -> None:
 
     labeled = show(("weak", probe))
     augmentation.update(records[0], context.ema(labeled.inputs).probabilities(), labeled.target.argmax(-1))
-
-
-def checked_fraction(name: str, value: float, low: float = 0.0, high: float = 1.0) -> float:
-    """``value`` if it lies in [low, high]; else a one-line error that names the argument.
-
-    Raises:
-        UserError: If it does not.
-    """
-    if not low <= value <= high:
-        raise UserError(f"{name}={value}: must lie between {low} and {high}")
-    return value
-
-
-def checked_positive(name: str, value: float, mend: str = "") -> float:
-    """``value`` if it is above 0 and finite; else a one-line error that names the argument.
-
-    Raises:
-        UserError: If it is not.
-    """
-    if not 0 < value < float("inf"):
-        raise UserError(f"{name}={value}: must be above 0{mend and '; '}{mend}")
-    return value
-
-
-def checked_coefficient(name: str, value: float) -> float:
-    """``value`` if it may multiply a loss, that is, if it is finite and not negative.
-
-    Raises:
-        UserError: If it may not.
-    """
-    if not 0 <= value < float("inf"):
-        raise UserError(f"{name}={value}: must be at least 0; 0 leaves the loss out")
-    return value

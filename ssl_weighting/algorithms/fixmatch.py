@@ -4,15 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from ssl_weighting.algorithms.base import (
-    Algorithm,
-    Context,
-    Labeled,
-    Show,
-    Unlabeled,
-    checked_coefficient,
-    update_rates,
-)
+from ssl_weighting import checks
+from ssl_weighting.algorithms.base import Algorithm, Context, Labeled, Show, Unlabeled, update_rates
 from ssl_weighting.algorithms.selection import FixedThreshold, strong_steps, weak_strong_terms
 from ssl_weighting.augment import CTAugment
 from ssl_weighting.protocols import Model
@@ -42,7 +35,7 @@ class FixMatch(Algorithm):
     ) -> None:
         super().__init__()
         self.selection = FixedThreshold(threshold)
-        self.coefficient = checked_coefficient("model.algorithm.coefficient", coefficient)
+        self.coefficient = checks.coefficient("model.algorithm.coefficient", coefficient)
         steps, self.strong = strong_steps(strong)
         self.views = {"weak": ("weak",), "strong": ("weak", *steps)}
 

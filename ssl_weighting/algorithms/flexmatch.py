@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from ssl_weighting.algorithms.base import Algorithm, Context, Labeled, Unlabeled, checked_coefficient
+from ssl_weighting import checks
+from ssl_weighting.algorithms.base import Algorithm, Context, Labeled, Unlabeled
 from ssl_weighting.algorithms.selection import Curriculum, strong_steps, weak_strong_terms
 from ssl_weighting.protocols import Model
 from ssl_weighting.terms import LossTerm
@@ -31,7 +32,7 @@ class FlexMatch(Algorithm):
     ) -> None:
         super().__init__()
         self.selection = Curriculum(threshold)
-        self.coefficient = checked_coefficient("model.algorithm.coefficient", coefficient)
+        self.coefficient = checks.coefficient("model.algorithm.coefficient", coefficient)
         steps, self.strong = strong_steps(strong)
         self.views = {"weak": ("weak",), "strong": ("weak", *steps)}
 

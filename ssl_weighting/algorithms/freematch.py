@@ -7,14 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ssl_weighting.algorithms.base import (
-    Algorithm,
-    Context,
-    Labeled,
-    Unlabeled,
-    checked_coefficient,
-    one_hot_like,
-)
+from ssl_weighting import checks
+from ssl_weighting.algorithms.base import Algorithm, Context, Labeled, Unlabeled, one_hot_like
 from ssl_weighting.algorithms.selection import SelfAdaptive, strong_steps, weak_strong_terms
 from ssl_weighting.protocols import Model
 from ssl_weighting.terms import Distance, LossTerm
@@ -71,8 +65,8 @@ class FreeMatch(Algorithm):
         strong: list[nn.Module | str] | None = None,
     ) -> None:
         super().__init__()
-        self.coefficient = checked_coefficient("model.algorithm.coefficient", coefficient)
-        self.fairness_coefficient = checked_coefficient(
+        self.coefficient = checks.coefficient("model.algorithm.coefficient", coefficient)
+        self.fairness_coefficient = checks.coefficient(
             "model.algorithm.fairness_coefficient", fairness_coefficient
         )
         self.selection = SelfAdaptive(momentum, max_threshold)

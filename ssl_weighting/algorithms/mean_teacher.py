@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import torch
 
+from ssl_weighting import checks
 from ssl_weighting.algorithms.base import (
     Algorithm,
     Context,
     Labeled,
     Unlabeled,
     batch_statistics_of,
-    checked_coefficient,
-    checked_fraction,
     paused_statistics,
     supervised_term,
     unlabeled_term,
@@ -38,8 +37,8 @@ class MeanTeacher(Algorithm):
 
     def __init__(self, coefficient: float = 50.0, ramp: float = 0.4) -> None:
         super().__init__()
-        self.coefficient = checked_coefficient("model.algorithm.coefficient", coefficient)
-        self.ramp = checked_fraction("model.algorithm.ramp", ramp)
+        self.coefficient = checks.coefficient("model.algorithm.coefficient", coefficient)
+        self.ramp = checks.fraction("model.algorithm.ramp", ramp)
         self.views = {"student": ("weak",), "teacher": ("weak",)}
 
     def loss_terms(

@@ -5,14 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ssl_weighting import checks
 from ssl_weighting.algorithms.base import (
     Algorithm,
     Context,
     Labeled,
     Unlabeled,
-    checked_coefficient,
-    checked_fraction,
-    checked_positive,
     paused_statistics,
     sharpened,
     supervised_term,
@@ -61,10 +59,10 @@ class MixMatch(Algorithm):
         num_views: int = 2,
     ) -> None:
         super().__init__()
-        self.temperature = checked_positive("model.algorithm.temperature", temperature, "1 for no sharpening")
-        self.alpha = checked_positive("model.algorithm.alpha", alpha)
-        self.coefficient = checked_coefficient("model.algorithm.coefficient", coefficient)
-        self.ramp = checked_fraction("model.algorithm.ramp", ramp)
+        self.temperature = checks.positive("model.algorithm.temperature", temperature, "1 for no sharpening")
+        self.alpha = checks.positive("model.algorithm.alpha", alpha)
+        self.coefficient = checks.coefficient("model.algorithm.coefficient", coefficient)
+        self.ramp = checks.fraction("model.algorithm.ramp", ramp)
         if num_views < 1:
             raise UserError(f"model.algorithm.num_views={num_views}: must be at least 1")
         self.views = {f"weak_{k + 1}": ("weak",) for k in range(num_views)}

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from ssl_weighting import checks
 from ssl_weighting.algorithms.base import (
     Algorithm,
     Context,
     Labeled,
     Unlabeled,
-    checked_coefficient,
-    checked_fraction,
     one_hot_like,
     paused_statistics,
     supervised_term,
@@ -38,8 +37,8 @@ class PseudoLabel(Algorithm):
     def __init__(self, threshold: float = 0.95, coefficient: float = 1.0, ramp: float = 0.4) -> None:
         super().__init__()
         self.selection = FixedThreshold(threshold, inclusive=False)
-        self.coefficient = checked_coefficient("model.algorithm.coefficient", coefficient)
-        self.ramp = checked_fraction("model.algorithm.ramp", ramp)
+        self.coefficient = checks.coefficient("model.algorithm.coefficient", coefficient)
+        self.ramp = checks.fraction("model.algorithm.ramp", ramp)
         self.views = {"weak": ("weak",)}
 
     def loss_terms(

@@ -5,15 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ssl_weighting import checks
 from ssl_weighting.algorithms.base import (
     Algorithm,
     Context,
     Labeled,
     Show,
     Unlabeled,
-    checked_coefficient,
-    checked_fraction,
-    checked_positive,
     one_hot_like,
     paused_statistics,
     sharpened,
@@ -96,16 +94,14 @@ class ReMixMatch(Algorithm):
         super().__init__()
         if num_strong < 1:
             raise UserError(f"model.algorithm.num_strong={num_strong}: must be at least 1")
-        self.temperature = checked_positive("model.algorithm.temperature", temperature, "1 for no sharpening")
-        self.alpha = checked_positive("model.algorithm.alpha", alpha)
-        self.coefficient = checked_coefficient("model.algorithm.coefficient", coefficient)
-        self.strong_coefficient = checked_coefficient(
-            "model.algorithm.strong_coefficient", strong_coefficient
-        )
-        self.rotation_coefficient = checked_coefficient(
+        self.temperature = checks.positive("model.algorithm.temperature", temperature, "1 for no sharpening")
+        self.alpha = checks.positive("model.algorithm.alpha", alpha)
+        self.coefficient = checks.coefficient("model.algorithm.coefficient", coefficient)
+        self.strong_coefficient = checks.coefficient("model.algorithm.strong_coefficient", strong_coefficient)
+        self.rotation_coefficient = checks.coefficient(
             "model.algorithm.rotation_coefficient", rotation_coefficient
         )
-        self.ramp = checked_fraction("model.algorithm.ramp", ramp)
+        self.ramp = checks.fraction("model.algorithm.ramp", ramp)
         self.strong = nn.ModuleList([UncutCTAugment()] if strong is None else strong)
         anchored = {f"strong_{k + 1}": ("weak", *self.strong) for k in range(num_strong)}
         self.views = {"weak": ("weak",), **anchored}

@@ -11,15 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ssl_weighting.algorithms.base import (
-    Labeled,
-    Unlabeled,
-    checked_fraction,
-    checked_positive,
-    one_hot_like,
-    supervised_term,
-    unlabeled_term,
-)
+from ssl_weighting import checks
+from ssl_weighting.algorithms.base import Labeled, Unlabeled, one_hot_like, supervised_term, unlabeled_term
 from ssl_weighting.augment import Cutout, RandAugment
 from ssl_weighting.distributed import all_processes
 from ssl_weighting.protocols import Forward, View
@@ -39,7 +32,7 @@ class FixedThreshold:
 
     def __init__(self, threshold: float | None, *, inclusive: bool = True) -> None:
         self.threshold = (
-            None if threshold is None else checked_fraction("model.algorithm.threshold", threshold)
+            None if threshold is None else checks.fraction("model.algorithm.threshold", threshold)
         )
         self.inclusive = inclusive
 
@@ -73,7 +66,7 @@ class Curriculum(nn.Module):
 
     def __init__(self, threshold: float) -> None:
         super().__init__()
-        self.threshold = checked_fraction("model.algorithm.threshold", threshold)
+        self.threshold = checks.fraction("model.algorithm.threshold", threshold)
 
     def prepare(self, num_unlabeled: int) -> None:
         """Register the buffer, of |U| rows."""
@@ -135,8 +128,8 @@ class SelfAdaptive(nn.Module):
 
     def __init__(self, momentum: float, max_threshold: float) -> None:
         super().__init__()
-        self.momentum = checked_fraction("model.algorithm.momentum", momentum)
-        self.max_threshold = checked_fraction("model.algorithm.max_threshold", max_threshold)
+        self.momentum = checks.fraction("model.algorithm.momentum", momentum)
+        self.max_threshold = checks.fraction("model.algorithm.max_threshold", max_threshold)
 
     def prepare(self, num_classes: int) -> None:
         """Register the buffers, for C classes."""
@@ -193,8 +186,8 @@ class TruncatedGaussian(nn.Module):
 
     def __init__(self, momentum: float, num_sigma: float) -> None:
         super().__init__()
-        self.momentum = checked_fraction("model.algorithm.momentum", momentum)
-        self.num_sigma = checked_positive("model.algorithm.num_sigma", num_sigma)
+        self.momentum = checks.fraction("model.algorithm.momentum", momentum)
+        self.num_sigma = checks.positive("model.algorithm.num_sigma", num_sigma)
 
     def prepare(self, num_classes: int) -> None:
         """Register the buffers, for C classes."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from ssl_weighting.algorithms.base import Algorithm, Context, Labeled, Unlabeled, checked_coefficient
+from ssl_weighting import checks
+from ssl_weighting.algorithms.base import Algorithm, Context, Labeled, Unlabeled
 from ssl_weighting.algorithms.selection import TruncatedGaussian, strong_steps, weak_strong_terms
 from ssl_weighting.protocols import Model
 from ssl_weighting.terms import LossTerm
@@ -35,7 +36,7 @@ class SoftMatch(Algorithm):
         strong: list[nn.Module | str] | None = None,
     ) -> None:
         super().__init__()
-        self.coefficient = checked_coefficient("model.algorithm.coefficient", coefficient)
+        self.coefficient = checks.coefficient("model.algorithm.coefficient", coefficient)
         self.selection = TruncatedGaussian(momentum, num_sigma)
         steps, self.strong = strong_steps(strong)
         self.views = {"weak": ("weak",), "strong": ("weak", *steps)}

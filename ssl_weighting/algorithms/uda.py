@@ -7,13 +7,12 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from ssl_weighting import checks
 from ssl_weighting.algorithms.base import (
     Algorithm,
     Context,
     Labeled,
     Unlabeled,
-    checked_coefficient,
-    checked_positive,
     supervised_term,
     unlabeled_term,
 )
@@ -54,8 +53,8 @@ class UDA(Algorithm):
     ) -> None:
         super().__init__()
         self.selection = FixedThreshold(threshold, inclusive=False)
-        self.temperature = checked_positive("model.algorithm.temperature", temperature, "1 for no sharpening")
-        self.coefficient = checked_coefficient("model.algorithm.coefficient", coefficient)
+        self.temperature = checks.positive("model.algorithm.temperature", temperature, "1 for no sharpening")
+        self.coefficient = checks.coefficient("model.algorithm.coefficient", coefficient)
         if annealing not in (None, "linear", "exp", "log"):
             raise UserError(f"model.algorithm.annealing={annealing}: must be linear, exp, log or null")
         self.annealing = annealing

@@ -5,14 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ssl_weighting import checks
 from ssl_weighting.algorithms.base import (
     Algorithm,
     Context,
     Labeled,
     Unlabeled,
-    checked_coefficient,
-    checked_fraction,
-    checked_positive,
     paused_statistics,
     supervised_term,
     unlabeled_term,
@@ -55,14 +53,14 @@ class VAT(Algorithm):
         entropy_coefficient: float = 0.06,
     ) -> None:
         super().__init__()
-        self.epsilon = checked_positive("model.algorithm.epsilon", epsilon)
-        self.xi = checked_positive("model.algorithm.xi", xi)
+        self.epsilon = checks.positive("model.algorithm.epsilon", epsilon)
+        self.xi = checks.positive("model.algorithm.xi", xi)
         if iterations < 1:
             raise UserError(f"model.algorithm.iterations={iterations}: must be at least 1")
         self.iterations = iterations
-        self.coefficient = checked_coefficient("model.algorithm.coefficient", coefficient)
-        self.ramp = checked_fraction("model.algorithm.ramp", ramp)
-        self.entropy_coefficient = checked_coefficient(
+        self.coefficient = checks.coefficient("model.algorithm.coefficient", coefficient)
+        self.ramp = checks.fraction("model.algorithm.ramp", ramp)
+        self.entropy_coefficient = checks.coefficient(
             "model.algorithm.entropy_coefficient", entropy_coefficient
         )
         self.views = {"weak": ("weak",)}

@@ -8,9 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ssl_weighting import checks
 from ssl_weighting.errors import UnsolvedError
-from ssl_weighting.influence.curvature import check_curvature
-from ssl_weighting.influence.scoped import Problem, ScopedInfluence, check_damping, check_positive
+from ssl_weighting.influence.scoped import Problem, ScopedInfluence
 
 
 class ConjugateGradient(ScopedInfluence):
@@ -40,10 +40,10 @@ class ConjugateGradient(ScopedInfluence):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        check_positive("max_iterations", max_iterations)
-        check_positive("tolerance", tolerance)
+        checks.positive("model.influence.max_iterations", max_iterations)
+        checks.positive("model.influence.tolerance", tolerance)
         self.max_iterations, self.tolerance = max_iterations, tolerance
-        self.damping, self.curvature = check_damping(damping), check_curvature(curvature)
+        self.damping, self.curvature = checks.damping(damping), checks.curvature(curvature)
 
     def solve(self, problem: Problem, gradient: Tensor) -> Tensor:
         """See :meth:`ScopedInfluence.solve`."""

@@ -15,30 +15,16 @@ solver sees the same vectors in all.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from ssl_weighting.distributed import averaged
-from ssl_weighting.errors import UserError
 from ssl_weighting.influence.evaluation import Batch, batch_size, logits_at
 
 Curvature = Literal["ggn", "hessian"]
 Product = Callable[[Tensor], Tensor]
-
-
-def check_curvature(curvature: str) -> str:
-    """``curvature``, if there is one of that name.
-
-    Raises:
-        UserError: If there is not.
-    """
-    if curvature not in get_args(Curvature):
-        raise UserError(
-            f"model.influence.curvature={curvature!r}: must be 'ggn' (generalised Gauss-Newton) or 'hessian'"
-        )
-    return curvature
 
 
 def flatten(tensors: Mapping[str, Tensor]) -> Tensor:

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from ssl_weighting import checks
 from ssl_weighting.distributed import all_processes, process_rank
 from ssl_weighting.errors import UnsolvedError, UserError
 from ssl_weighting.influence.curvature import CurvatureOperator, flatten
 from ssl_weighting.influence.evaluation import Batch, Piece, batch_size, example_weights, logits_at, rows
 from ssl_weighting.influence.products import Examples
-from ssl_weighting.influence.scoped import Problem, ScopedInfluence, check_positive
+from ssl_weighting.influence.scoped import Problem, ScopedInfluence
 from ssl_weighting.protocols import Inputs, Network
 from ssl_weighting.terms import LossTerm, Objective
 
@@ -61,7 +62,7 @@ class Larsen(ScopedInfluence):
         super().__init__(**options)
         if outer_product not in ("batch", "fisher"):
             raise UserError(f"model.influence.outer_product={outer_product!r}: must be 'batch' or 'fisher'")
-        check_positive("damping", damping)
+        checks.positive("model.influence.damping", damping)
         self.outer_product, self.damping = outer_product, damping
 
     def solve(self, problem: Problem, gradient: Tensor) -> Tensor:

@@ -7,11 +7,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ssl_weighting import checks
 from ssl_weighting.errors import UnsolvedError
-from ssl_weighting.influence.curvature import CurvatureOperator, check_curvature
+from ssl_weighting.influence.curvature import CurvatureOperator
 from ssl_weighting.influence.evaluation import Batch, batch_size
 from ssl_weighting.influence.neumann import largest_eigenvalue
-from ssl_weighting.influence.scoped import Problem, ScopedInfluence, check_damping, check_positive
+from ssl_weighting.influence.scoped import Problem, ScopedInfluence
 
 DOUBLINGS = 10
 """Of a scale of its own, before it gives up."""
@@ -52,11 +53,11 @@ class LiSSA(ScopedInfluence):
     ) -> None:
         super().__init__(**options)
         for name, value in (("depth", depth), ("batch_size", batch_size), ("repeats", repeats)):
-            check_positive(name, value)
+            checks.positive(f"model.influence.{name}", value)
         if scale is not None:
-            check_positive("scale", scale)
+            checks.positive("model.influence.scale", scale)
         self.depth, self.batch_size, self.scale, self.repeats = depth, batch_size, scale, repeats
-        self.damping, self.curvature = check_damping(damping), check_curvature(curvature)
+        self.damping, self.curvature = checks.damping(damping), checks.curvature(curvature)
 
     def solve(self, problem: Problem, gradient: Tensor) -> Tensor:
         """See :meth:`ScopedInfluence.solve`."""

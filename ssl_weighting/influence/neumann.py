@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from ssl_weighting import checks
 from ssl_weighting.errors import UnsolvedError
-from ssl_weighting.influence.curvature import CurvatureOperator, check_curvature
-from ssl_weighting.influence.scoped import Problem, ScopedInfluence, check_damping, check_positive
+from ssl_weighting.influence.curvature import CurvatureOperator
+from ssl_weighting.influence.scoped import Problem, ScopedInfluence
 
 
 class Neumann(ScopedInfluence):
@@ -41,12 +42,12 @@ class Neumann(ScopedInfluence):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        check_positive("terms", terms)
-        check_positive("power_iterations", power_iterations)
+        checks.positive("model.influence.terms", terms)
+        checks.positive("model.influence.power_iterations", power_iterations)
         if step_size is not None:
-            check_positive("step_size", step_size)
+            checks.positive("model.influence.step_size", step_size)
         self.terms, self.step_size, self.power_iterations = terms, step_size, power_iterations
-        self.damping, self.curvature = check_damping(damping), check_curvature(curvature)
+        self.damping, self.curvature = checks.damping(damping), checks.curvature(curvature)
 
     def solve(self, problem: Problem, gradient: Tensor) -> Tensor:
         """See :meth:`ScopedInfluence.solve`."""

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from ssl_weighting.errors import UserError
+from ssl_weighting import checks
 from ssl_weighting.influence.activation import UnsupportedLayerError, activation_products
 from ssl_weighting.influence.evaluation import batch_size, logits_at, plain_evaluation, rows
 from ssl_weighting.influence.forward_mode import ForwardModeError, logits_and_tangents
@@ -36,17 +36,6 @@ class Examples(NamedTuple):
 
 
 EngineFunction = Callable[[nn.Module, Mapping[str, Tensor], Mapping[str, Tensor], Examples], Tensor]
-
-
-def check_engine(engine: str) -> str:
-    """``engine``, if there is one of that name.
-
-    Raises:
-        UserError: If there is not.
-    """
-    if engine not in get_args(Engine):
-        raise UserError(f"model.influence.engine={engine!r}: must be one of {', '.join(get_args(Engine))}")
-    return engine
 
 
 def per_example_products(
@@ -78,7 +67,7 @@ def per_example_products(
     Raises:
         UserError: If the engine cannot do one of the network's layers; names it.
     """
-    check_engine(engine)
+    checks.one_of("model.influence.engine", engine, get_args(Engine))
     reference = next(iter(parameters.values()))
     size = chunk_size or (32 if reference.device.type == "cpu" else 256)
     with plain_evaluation(network):

@@ -5,17 +5,18 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import cast, get_args
 
 import torch
 from torch import Tensor, nn
 
+from ssl_weighting import checks
 from ssl_weighting.errors import UserError
 from ssl_weighting.influence.base import Influence
 from ssl_weighting.influence.curvature import CurvatureOperator, unflatten
 from ssl_weighting.influence.evaluation import HeadsOnly, batches_of, of_features, plain_evaluation
 from ssl_weighting.influence.finite import check_given, check_influences
-from ssl_weighting.influence.products import Engine, check_engine, per_example_products
+from ssl_weighting.influence.products import Engine, per_example_products
 from ssl_weighting.influence.scope import check_scope, scope_parameters
 from ssl_weighting.protocols import Network
 from ssl_weighting.terms import LossTerm, Objective
@@ -123,7 +124,10 @@ class ScopedInfluence(Influence):
     """
 
     def __init__(self, scope: str = "last_layer", engine: Engine = "auto", chunk_size: int = 0) -> None:
-        self.scope, self.engine = check_scope(scope), check_engine(engine)
+        self.scope, self.engine = (
+            check_scope(scope),
+            checks.one_of("model.influence.engine", engine, get_args(Engine)),
+        )
         if chunk_size < 0:
             raise UserError(
                 f"model.influence.chunk_size={chunk_size}: must be at least 1, or 0 for automatic"
@@ -181,24 +185,3 @@ class ScopedInfluence(Influence):
             influences = self.evaluate(network, objective, validation)
         check_influences(self, influences)
         return influences
-
-
-def check_damping(damping: float) -> float:
-    """``damping``, if it is at least 0.
-
-    Raises:
-        UserError: If it is not.
-    """
-    if not damping >= 0:
-        raise UserError(f"model.influence.damping={damping}: must be at least 0")
-    return float(damping)
-
-
-def check_positive(name: str, value: float) -> None:
-    """Refuse what is not above 0.
-
-    Raises:
-        UserError: Naming the argument.
-    """
-    if not value > 0:
-        raise UserError(f"model.influence.{name}={value}: must be above 0")

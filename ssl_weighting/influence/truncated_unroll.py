@@ -10,10 +10,10 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from ssl_weighting import checks
 from ssl_weighting.influence.base import ThetaStep
-from ssl_weighting.influence.curvature import check_curvature
 from ssl_weighting.influence.evaluation import parameters_at
-from ssl_weighting.influence.scoped import Problem, ScopedInfluence, check_positive
+from ssl_weighting.influence.scoped import Problem, ScopedInfluence
 from ssl_weighting.protocols import Network
 from ssl_weighting.terms import Distance, LossTerm, Objective
 
@@ -51,9 +51,9 @@ class TruncatedUnroll(ScopedInfluence):
         self, steps: int = 3, curvature: Literal["ggn", "hessian"] = "hessian", **options: Any
     ) -> None:
         super().__init__(**options)
-        check_positive("steps", steps)
+        checks.positive("model.influence.steps", steps)
         self.records_steps = steps
-        self.curvature = check_curvature(curvature)
+        self.curvature = checks.curvature(curvature)
         self.history: deque[ThetaStep] = deque(maxlen=steps)
 
     def record_step(self, step: ThetaStep) -> None:
