@@ -102,10 +102,6 @@ class ExampleSet(Dataset[Batch | LabeledBatch]):
         _refuse_not_finite(inputs, self.source, self.rows[row])
         return Batch(inputs, row) if self.pool else LabeledBatch(inputs, self.labels[row])
 
-    def describe(self, positions: Tensor) -> list[str]:
-        """What a person knows the examples at some positions by, (B,) int64."""
-        return self.source.describe(self.rows[positions])
-
 
 def _refuse_not_finite(inputs: Inputs, source: Source, rows: Tensor) -> None:
     """A loss that is not finite would be put down to the learning rate."""
