@@ -119,7 +119,7 @@ class Theta:
         skips: bool,
     ) -> None:
         self.options, self.network, self.average = options, network, average
-        self.stateful, self.skips, self.skipped = (network, *stateful), skips, 0
+        self.stateful, self.skips = (network, *stateful), skips
         self.finite = FiniteGuard()
         self._predictions: list[Predictions] = []
 
@@ -208,7 +208,6 @@ class Theta:
             self._share_running_statistics()
             self.average.update(self.network)
         else:
-            self.skipped += 1
             self._before.restore()
             optimizer.zero_grad()  # a parameter without a gradient does not move
             optimizer.step()

@@ -8,14 +8,12 @@ from ssl_weighting.algorithms.base import (
     Context,
     Labeled,
     Unlabeled,
-    one_hot_like,
     paused_statistics,
     supervised_term,
-    unlabeled_term,
 )
-from ssl_weighting.algorithms.selection import FixedThreshold
+from ssl_weighting.algorithms.selection import FixedThreshold, hard_label_term
 from ssl_weighting.protocols import Model
-from ssl_weighting.terms import CROSS_ENTROPY, LossTerm
+from ssl_weighting.terms import LossTerm
 
 
 class PseudoLabel(Algorithm):
@@ -48,19 +46,6 @@ class PseudoLabel(Algorithm):
         known = model(labeled.inputs)
         with paused_statistics(model):
             weak = model(unlabeled.views["weak"])
-        probabilities = weak.probabilities()
-        confidence, label = probabilities.max(-1)
-        return [
-            supervised_term(known, labeled.target),
-            unlabeled_term(
-                "pseudo_label",
-                weak,
-                one_hot_like(label, probabilities),
-                CROSS_ENTROPY,
-                unlabeled.row,
-                mask=self.selection.select(probabilities),
-                scale=self.coefficient * context.ramp(self.ramp),
-                confidence=confidence,
-                anchor=weak,
-            ),
-        ]
+        mask, scale = self.selection.select(weak.probabilities()), self.coefficient * context.ramp(self.ramp)
+        guess = hard_label_term("pseudo_label", weak, weak, unlabeled, mask, scale)
+        return [supervised_term(known, labeled.target), guess]

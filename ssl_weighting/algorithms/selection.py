@@ -263,19 +263,27 @@ def weak_strong_terms(
         The two terms, in this order.
     """
     known, weak, strong = outputs
-    probabilities = weak.probabilities()
+    consistency = hard_label_term("consistency", weak, strong, unlabeled, mask, coefficient)
+    return [supervised_term(known, labeled.target), consistency]
+
+
+def hard_label_term(
+    name: str, guessed: Forward, compared: Forward, unlabeled: Unlabeled, mask: Tensor, scale: float
+) -> LossTerm:
+    """Cross-entropy of a view to the hard label of another, or of its own.
+
+    Args:
+        name: What it is called.
+        guessed: The view whose likeliest class is the label.
+        compared: The view that learns it.
+        unlabeled: U'.
+        mask: (B,), floating or boolean.
+        scale: Coefficient × ramp.
+    """
+    probabilities = guessed.probabilities()
     confidence, label = probabilities.max(-1)
-    return [
-        supervised_term(known, labeled.target),
-        unlabeled_term(
-            "consistency",
-            strong,
-            one_hot_like(label, probabilities),
-            CROSS_ENTROPY,
-            unlabeled.row,
-            mask=mask,
-            scale=coefficient,
-            confidence=confidence,
-            anchor=weak,
-        ),
-    ]
+    target = one_hot_like(label, probabilities)
+    return unlabeled_term(
+        name, compared, target, CROSS_ENTROPY, unlabeled.row, mask=mask, scale=scale, confidence=confidence,
+        anchor=guessed,
+    )  # fmt: skip

@@ -20,7 +20,7 @@ from ssl_weighting.checks import require
 from ssl_weighting.data.duplicates import Contents, find_copies, sentences, without_copies
 from ssl_weighting.data.remembered import NewExamples, remembered
 from ssl_weighting.data.source import ExampleSet, InMemory, Source
-from ssl_weighting.data.split import Split, check_classes, make_split, read_split
+from ssl_weighting.data.split import Split, check_split_classes, make_split, read_split
 from ssl_weighting.data.stream import Stream
 from ssl_weighting.errors import DataWarning, UserError, named
 from ssl_weighting.files import home_path
@@ -251,7 +251,7 @@ class SSLData(LightningDataModule, ABC):
             labels = self._labels_without_copies(train, stage)
             if self.split_file is not None:
                 self.split = read_split(self.split_file, self.name, checksum)
-                check_classes(
+                check_split_classes(
                     self.split, train.labels, self.known_classes, self.pool_classes, self.split_file
                 )
             else:

@@ -318,7 +318,7 @@ def read_split(path: Path, data_set: str, checksum: str) -> Split:
     return split
 
 
-def check_classes(
+def check_split_classes(
     split: Split, labels: Tensor, known_classes: Sequence[int], pool_classes: Sequence[int], path: Path
 ) -> None:
     """Refuse a split of other classes, which would give labels that the network has no output for.

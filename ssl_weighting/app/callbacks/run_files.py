@@ -142,15 +142,14 @@ class RunFiles(Callback):
     def _save(self, trainer: Trainer, pl_module: LightningModule, last: bool = False) -> None:
         assert isinstance(pl_module, SSLModule)
         directory, step, file = self.directory, trainer.global_step, pl_module.weighting.file
-        split = pl_module.data.split
-        if directory is None or split is None:
+        if directory is None:
             return
         if last or pl_module.weighting.options.storage == "memory":
             write_weights(pl_module, directory / "weights.parquet")
         if trainer.is_global_zero:
             (directory / "checkpoints").mkdir(exist_ok=True)
             if not (directory / "split.json").exists():
-                write_split(split, directory / "split.json")
+                write_split(pl_module.split(), directory / "split.json")
             path = directory / "checkpoints" / "last.ckpt"
             with whole_file(path) as partial:
                 trainer.save_checkpoint(partial)
@@ -216,8 +215,6 @@ def weights_table(module: SSLModule, positions: Tensor | None = None) -> pa.Tabl
         module: The module with its Λ.
         positions: Which of them, (n,) int64; default all, or a sample of very many.
     """
-    split = module.data.split
-    assert split is not None
     positions = module.weighting.sampled() if positions is None else positions
     weights, happened = module.weighting.known(positions)
     record = {name: column.numpy() for name, column in happened._asdict().items()}
@@ -225,7 +222,7 @@ def weights_table(module: SSLModule, positions: Tensor | None = None) -> pa.Tabl
     seen = record["pseudo_label"] >= 0
     return pa.table(
         {
-            "index": split.unlabeled[positions].numpy(),
+            "index": module.split().unlabeled[positions].numpy(),
             "weight": weights.numpy(),
             "updates": record["updates"],
             "influence": pa.array(record["influence"], mask=np.isnan(record["influence"])),
