@@ -9,6 +9,14 @@ z = basis·(W x + b):
     H    = Σ w A ⊗ x xᵀ + δ  A = basisᵀ ∂²ℓ/∂z² basis  (R, R),   w = scale · λ · mask / B
     influence_u = −a_u · (V x_u)                        V = H⁻¹ ∇L(V'), (R, D)
 
+Where the validation term is one of the objective's own, its examples are labelled ones that train: each is then judged
+by the head that training without it would give (approximate leave-one-out: Rad and Maleki 2020, "A scalable estimate of
+the out-of-sample prediction error via approximate leave-one-out cross-validation"). With G_i = x_iᵀ H⁻¹ x_i (R, R),
+one Newton step and Woodbury's identity give
+
+    c_i = c + G_i (I − w_i A_i G_i)⁻¹ w_i a_i           logits in R without example i
+    v_i = (I − w_i A_i G_i)⁻¹ a(c_i)                    so that  ∇L(V') = Σ w_i v_i ⊗ x_i
+
 Several processes each sum over their own examples; gradient and Hessian are averaged over them.
 """
 
@@ -82,9 +90,10 @@ class ExactLastLayer(Influence):
             to_span = torch.linalg.qr(all_processes(features).T).Q  # (D, n): every x_u lies in its span
             features = features @ to_span
         x_validation = target.x if to_span is None else target.x @ to_span
-        gradient = averaged((target.weight[:, None] * target.logit_gradient()).T @ x_validation)
-
-        system = _System(rows, features, self.damping)
+        system = _System(rows, features, self.damping, self.max_dense)
+        own = any(validation is term for term in objective.terms)
+        judged = system.left_out(target, x_validation) if own else target.logit_gradient()
+        gradient = averaged((target.weight[:, None] * judged).T @ x_validation)
         direct = gradient.numel() <= self.max_dense
         solution = system.solve_dense(gradient) if direct else system.solve_iteratively(gradient)
 
@@ -115,9 +124,12 @@ class _Rows:
         weight = term.mask.to(dtype) * (term.scale / len(x))
         self.weight = weight if weights is None else weight * weights.to(dtype)
 
-    def logit_gradient(self) -> Tensor:
-        """a, (n, R)."""
-        gradient = self.term.distance.gradient(self.logits, self.target)
+    def logit_gradient(self, shift: Tensor | None = None) -> Tensor:
+        """a, (n, R); with a ``shift`` (n, R), where the head's outputs are moved by it."""
+        logits = self.logits
+        if shift is not None:
+            logits = logits + (shift if self.basis is None else shift @ self.basis.T)
+        gradient = self.term.distance.gradient(logits, self.target)
         return gradient if self.basis is None else gradient @ self.basis
 
     def hessian_product(self, direction: Tensor) -> Tensor:
@@ -136,8 +148,8 @@ class _System:
     tolerance = 1e-10
     max_iterations = 2000
 
-    def __init__(self, rows: list[_Rows], x: Tensor, damping: float) -> None:
-        self.rows, self.x, self.damping = rows, x, damping
+    def __init__(self, rows: list[_Rows], x: Tensor, damping: float, max_dense: int) -> None:
+        self.rows, self.x, self.damping, self.max_dense = rows, x, damping, max_dense
         basis = rows[0].basis
         self.metric = None if basis is None else basis.T @ basis  # δ |logit weights|², told in R
 
@@ -161,6 +173,36 @@ class _System:
         damping = self.damping * (torch.eye(r).to(self.x) if self.metric is None else self.metric)
         hessian.diagonal(dim1=1, dim2=3).add_(damping[:, :, None])
         return hessian.view(r * d, r * d)
+
+    def left_out(self, term: _Rows, x: Tensor) -> Tensor:
+        """v, (n, R): derivatives of the losses of training examples by the head that training without each gives.
+
+        Args:
+            term: The examples, which are among the rows of the Hessian.
+            x: Their features in the system's coordinates, (n, d).
+
+        Raises:
+            UserError: Where the Hessian is too large to be factorised.
+            UnsolvedError: Where it is not positive definite.
+        """
+        (n, d), r = x.shape, term.logit_gradient().shape[1]
+        if r * d > self.max_dense:
+            raise UserError(
+                f"model.influence.max_dense={self.max_dense}: examples that train are left out by a factorised Hessian, "
+                f"and this one has {r * d} unknowns; give at least {r * d}"
+            )
+        factor, failed = torch.linalg.cholesky_ex(self.dense())
+        if failed:
+            raise _not_positive(self.damping)
+        unit = torch.eye(r).to(x)
+        sides = torch.einsum("rs,nd->rdns", unit, x).reshape(r * d, n * r)
+        solved = torch.cholesky_solve(sides, factor).view(r, d, n, r)
+        g = torch.einsum("nd,rdns->nrs", x, solved)
+        own = torch.stack([term.hessian_product(row.expand(n, r)) for row in unit], -1) / process_count()
+        without = torch.linalg.inv(unit - own @ g)
+        pull = term.weight[:, None] * term.logit_gradient() / process_count()
+        shift = (g @ without @ pull[..., None]).squeeze(-1)
+        return (without @ term.logit_gradient(shift)[..., None]).squeeze(-1)
 
     def solve_dense(self, gradient: Tensor) -> Tensor:
         hessian = self.dense()
