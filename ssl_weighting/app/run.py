@@ -35,7 +35,7 @@ from ssl_weighting.app.configurations import differences, share_encoder_name, to
 from ssl_weighting.app.dashboard import has_wandb_key
 from ssl_weighting.app.launch import agreed, explained, locked, on_one_line, release
 from ssl_weighting.app.parser import Parser
-from ssl_weighting.app.recipes import find_recipe
+from ssl_weighting.app.recipes import config_argument, find_recipe
 from ssl_weighting.app.redact import without_secrets
 from ssl_weighting.app.report.page import write_page
 from ssl_weighting.app.resume import (
@@ -293,7 +293,7 @@ def _fault(causes: list[BaseException]) -> UserError | None:
 
 
 def _resolved(argv: list[str]) -> tuple[list[str], str, Resumed | None]:
-    """Recipes' names turned into paths, the recipe's name, and the run that goes on, if one does.
+    """Recipes' names turned into what jsonargparse reads, the recipe's name, and the run that goes on, if one does.
 
     Its own configuration is then the recipe, and what was typed comes after it.
     """
@@ -309,7 +309,8 @@ def _resolved(argv: list[str]) -> tuple[list[str], str, Resumed | None]:
         if option != "--ckpt_path":
             path = find_recipe(value if equals else "".join(argv[last : last + 1]))
             recipe = path.resolve().parent.parent.name if path.name == "config.yaml" else path.stem
-            argv[last] = f"{option}={path}" if equals else str(path)
+            read = config_argument(path)
+            argv[last] = f"{option}={read}" if equals else read
     if given is None:
         return argv, recipe or "custom", None
     goes_on = resumed(given, home_path(options.get("runs", "runs")), recipe, options.get("seed_everything"))
