@@ -45,8 +45,10 @@ def check_utf8(path: str | Path, key: str) -> None:
     try:
         str(path).encode()
     except UnicodeEncodeError:
-        shown = str(path).encode(errors="backslashreplace").decode()
-        raise UserError(f"{key}={shown}: holds bytes that are no UTF-8; rename that folder or file") from None
+        printable = str(path).encode(errors="backslashreplace").decode()
+        raise UserError(
+            f"{key}={printable}: holds bytes that are no UTF-8; rename that folder or file"
+        ) from None
 
 
 @contextmanager

@@ -182,8 +182,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
     options, overrides = parser.parse_known_args(argv)
-    if strange := [o for o in overrides if o.startswith("--") and not o.startswith("--data")]:
-        raise UserError(f"{strange[0]}: no such option; `ssl-weighting paraphrase --help` lists all")
+    if unknown := [o for o in overrides if o.startswith("--") and not o.startswith("--data")]:
+        raise UserError(f"{unknown[0]}: no such option; `ssl-weighting paraphrase --help` lists all")
     if options.temperature <= 0 or options.batch_size < 1:
         raise UserError("--temperature must be above 0 and --batch_size at least 1")
     if options.out.exists():

@@ -31,7 +31,7 @@ from ssl_weighting.app.callbacks import (
     progress_callback,
 )
 from ssl_weighting.app.callbacks.wandb_dashboard import finish_wandb_runs, name_wandb_run
-from ssl_weighting.app.configurations import differences, share_encoder_name, told
+from ssl_weighting.app.configurations import differences, share_encoder_name, summarised
 from ssl_weighting.app.dashboard import has_wandb_key
 from ssl_weighting.app.launch import agreed, explained, locked, on_one_line, release
 from ssl_weighting.app.parser import Parser
@@ -177,7 +177,7 @@ class CLI(LightningCLI):
         if 0 < steps <= run.step:
             say_complete(run, steps, "trainer.max_steps" in self.typed)
         else:
-            say_resumed(run, self.recipe, told(changes))
+            say_resumed(run, self.recipe, summarised(changes))
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         assert self.directory is not None
@@ -232,10 +232,10 @@ class CLI(LightningCLI):
         self.trainer.validate(self.model, self.datamodule, verbose=False)
         if self.datamodule.has_test:
             self.trainer.test(self.model, self.datamodule, verbose=False)
-        weights, happened = self.model.weighting.known(self.model.weighting.sampled())
+        weights, statistics = self.model.weighting.known(self.model.weighting.sampled())
         if self.trainer.is_global_zero:
             page = write_page(Run(self.directory), self.datamodule)
-            print_summary(self.model, weights, happened, self.directory, page)
+            print_summary(self.model, weights, statistics, self.directory, page)
         finish_wandb_runs(self.trainer)
 
 
@@ -288,8 +288,8 @@ def run(argv: list[str]) -> Path | None:
 def _fault(causes: list[BaseException]) -> UserError | None:
     """What a person needs to know of an error and of what it came from: jsonargparse wraps what constructors raise."""
     ours = next((on_one_line(cause) for cause in causes if isinstance(cause, UserError)), None)
-    told = (fault for cause in causes for fault in (explained(cause), refused(cause)) if fault is not None)
-    return ours or next(told, None)
+    known = (fault for cause in causes for fault in (explained(cause), refused(cause)) if fault is not None)
+    return ours or next(known, None)
 
 
 def _resolved(argv: list[str]) -> tuple[list[str], str, Resumed | None]:

@@ -216,13 +216,13 @@ def _pretrained(name: str, layers: int | None) -> tuple[Any, bool]:
         raise not_loaded("model.backbone.name", name, error, "encoder", files) from None
     missing = [key for key in report["missing_keys"] if "pooler" not in key]
     if missing:
-        mend = (
+        hint = (
             "give a whole encoder"
             if layers is None
             else f"is model.backbone.layers={layers} more than it has?"
         )
         raise UserError(
-            f"model.backbone.name={name}: its weights lack {missing[0]} and {len(missing) - 1} more; {mend}"
+            f"model.backbone.name={name}: its weights lack {missing[0]} and {len(missing) - 1} more; {hint}"
         )
     return encoder, any("pooler" in key for key in report["missing_keys"])
 

@@ -58,15 +58,15 @@ class ConjugateGradient(DampedInfluence):
         return solution
 
     def _negative(self, solution: Tensor, gradient: Tensor, curvature: float, iteration: int) -> Tensor:
-        mend = "choose model.influence.curvature='ggn' or raise model.influence.damping by at least its size"
+        hint = "choose model.influence.curvature='ggn' or raise model.influence.damping by at least its size"
         if iteration == 0 and not self.damping > 0:
             raise UnsolvedError(
                 f"model.influence.damping={self.damping:g}: the curvature along the validation gradient is "
-                f"{curvature:.3g}; {mend}"
+                f"{curvature:.3g}; {hint}"
             )
         warnings.warn(
             f"conjugate gradients met negative curvature ({curvature:.3g}) after {iteration} steps and "
-            f"stopped there; {mend}",
+            f"stopped there; {hint}",
             RuntimeWarning,
             stacklevel=2,
         )

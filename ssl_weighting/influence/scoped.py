@@ -146,7 +146,7 @@ class ScopedInfluence(Influence):
             v, (P,).
 
         Raises:
-            UnsolvedError: If there is no such v; names the mend.
+            UnsolvedError: If there is no such v; says what to do.
         """
 
     def problem(self, network: Network, objective: Objective, validation: LossTerm) -> Problem:
