@@ -57,7 +57,7 @@ def plot_area(
     place = (LEFT / WIDTH, BOTTOM / HEIGHT, 1 - (LEFT + RIGHT) / WIDTH, 1 - (TOP + BOTTOM) / HEIGHT)
     axes = Figure((WIDTH / 72, HEIGHT / 72)).add_axes(place, xlim=_wide(*x), ylim=_wide(*y))
     axes.set_xlabel(x_label, color=INK["soft"], fontsize=12)
-    axes.set_title(y_label, loc="left", color=INK["soft"], fontsize=12)
+    axes.set_title(y_label, loc="left", color=INK["soft"], fontsize=12, pad=9)
     for axis, count, text in ((axes.xaxis, 6, short), (axes.yaxis, 5, y_text)):
         axis.set_major_locator(MaxNLocator(count, steps=[1, 2, 2.5, 5, 10]))
         axis.set_major_formatter(text)
@@ -149,7 +149,7 @@ def curves(series: Series, title: str, y_label: str, shares: bool = False) -> Ma
 
 def line(axes: Axes, x: np.ndarray, y: np.ndarray, colour: str) -> None:
     """A line through points (n,); a dot if there is one."""
-    axes.plot(x, y, color=INK[colour], linewidth=2, marker="" if len(x) > 1 else "o", clip_on=len(x) > 1)
+    axes.plot(x, y, color=INK[colour], linewidth=2, marker="" if len(x) > 1 else "o", clip_on=False)
 
 
 def _thinned(x: np.ndarray, y: np.ndarray, points: int = 150) -> tuple[np.ndarray, np.ndarray]:
@@ -213,8 +213,10 @@ def stacked(groups: Mapping[str, np.ndarray], colours: Sequence[str], title: str
     edges = np.concatenate([[0.0], counts.sum(1).cumsum() / len(everything)])
     axes = plot_area((0, 1), (0, 1), "weight λ", "share of the bar", percent)
     shares = counts / counts.sum(1, keepdims=True)
+    widths = np.diff(edges)
+    gaps = np.minimum(0.008, widths / 2)
     for height, top, colour in zip(shares.T, shares.cumsum(1).T, colours, strict=True):
-        axes.bar(edges[:-1], height, np.diff(edges), top - height, align="edge", color=INK[colour])
+        axes.bar(edges[:-1] + widths / 2, height, widths - gaps, top - height, color=INK[colour])
     least = [values[bar_of_value == i][0] for i in range(len(counts))]
     axes.set_xticks(edges, labels=_with_room(edges, [*least, values[-1]]))
     return legend(list(groups), colours) + svg(axes, title)

@@ -113,7 +113,9 @@ def _history_chart(history: WeightHistory, mean: tuple[np.ndarray, np.ndarray] |
     shades(axes, shares, np.array([columns[0] - half, columns[-1] + half]), edges)
     if mean is not None and len(mean[0]) > 1:
         line(axes, *mean, "c1")
-    return legend(["examples", "mean"], ["accent", "c1"]) + svg(axes, "Histograms of the weights over training")
+    return legend(["examples", "mean"], ["accent", "c1"]) + svg(
+        axes, "Histograms of the weights over training"
+    )
 
 
 def _all_equal(history: WeightHistory, t: int) -> float | None:
