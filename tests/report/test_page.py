@@ -245,7 +245,7 @@ def test_no_axis_shows_weights_that_nobody_had(copy):
 def test_numbers_of_narrow_bars_do_not_overlap():
     values = np.repeat([0.0, 0.00156, 0.5, 0.7512, 2.0], [500, 5, 120, 30, 345])
     picture = stacked({"right": values}, ["c0"], "")
-    texts = re.findall('<text text-anchor="middle"[^>]* x="([^"]*)"[^>]*>([^<]*)<', picture)
+    texts = re.findall('<text [^>]*text-anchor="middle"[^>]* x="([^"]*)"[^>]*>([^<]*)<', picture)
     places = [(float(x) - 3 * len(text), float(x) + 3 * len(text)) for x, text in texts if text != "weight λ"]
     assert len(places) == 4, "one has no room"
     assert all(a[1] < b[0] for a, b in pairwise(places))

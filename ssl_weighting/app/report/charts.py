@@ -32,7 +32,7 @@ INK = {name: f"#0000{i:02d}" for i, name in enumerate(VARIABLES, 1)}
 Series = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
-def short(value: float, _: int | None = None) -> str:
+def short(value: float, _: float = 0) -> str:
     """A number for an axis: 20k, 0.25, 3e-05."""
     if abs(value) >= 1e6:
         return f"{value / 1e6:.4g}M"
@@ -41,7 +41,7 @@ def short(value: float, _: int | None = None) -> str:
     return f"{value:.4g}"
 
 
-def percent(value: float, _: int | None = None) -> str:
+def percent(value: float, _: float = 0) -> str:
     """A share as an axis writes it."""
     return f"{100 * value:.3g} %"
 
@@ -51,11 +51,12 @@ def plot_area(
     y: tuple[float, float],
     x_label: str,
     y_label: str,
-    y_text: Callable[[float, int | None], str] = short,
+    y_text: Callable[[float, float], str] = short,
 ) -> Axes:
     """Axes from the least to the largest x and y, with ``y_label`` above them, in a figure of their own."""
     place = (LEFT / WIDTH, BOTTOM / HEIGHT, 1 - (LEFT + RIGHT) / WIDTH, 1 - (TOP + BOTTOM) / HEIGHT)
-    axes = Figure((WIDTH / 72, HEIGHT / 72)).add_axes(place, xlim=_wide(*x), ylim=_wide(*y))
+    figure = Figure((WIDTH / 72, HEIGHT / 72), frameon=False)
+    axes = figure.add_axes(place, xlim=_wide(*x), ylim=_wide(*y), facecolor="none")
     axes.set_xlabel(x_label, color=INK["soft"], fontsize=12)
     axes.set_title(y_label, loc="left", color=INK["soft"], fontsize=12, pad=9)
     for axis, count, text in ((axes.xaxis, 6, short), (axes.yaxis, 5, y_text)):
@@ -81,11 +82,10 @@ def svg(axes: Axes, title: str) -> Markup:
         axes: What was drawn.
         title: What is read out in place of the picture. Ids are made from it, so a page must not have a title twice.
     """
-    for background in (axes.figure.patch, axes.patch):
-        background.set_visible(False)
-    file = StringIO()
+    figure, file = axes.figure, StringIO()
+    assert isinstance(figure, Figure)
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
-        axes.figure.savefig(file, format="svg")
+        figure.savefig(file, format="svg")
     drawn = file.getvalue().partition("</style>")[2].partition("</defs>")[2]
     for pattern, new in (
         (r"\s*\n\s*", ""),
