@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from ssl_weighting.app.recipes import find_recipe
+from ssl_weighting.app.recipes import find_recipe, read_recipe
 from ssl_weighting.errors import UserError
 
 RESULTS = 1
@@ -56,7 +56,7 @@ class Cell:
 
 @cache
 def _recipe(name: str) -> Any:
-    return yaml.safe_load(find_recipe(name).read_text(encoding="utf-8"))
+    return read_recipe(find_recipe(name))
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
+import io
 import json
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,20 @@ POOL = (
     "own_auroc_weight",
     "own_auroc_confidence",
 )
+
+
+def metrics_of_fit(arguments: list[str]) -> Curves:
+    """Metrics of a run of ``fit``, whose folder is not kept and which prints nothing.
+
+    Args:
+        arguments: After ``fit``.
+    """
+    from ssl_weighting.app.cli import run_lightning
+
+    with tempfile.TemporaryDirectory() as runs, contextlib.redirect_stdout(io.StringIO()):
+        directory = run_lightning(["fit", *arguments, "--runs", runs])
+        assert directory is not None
+        return Run(directory).metrics
 
 
 def figures_of(folder: Path) -> dict[str, Any]:

@@ -4,32 +4,25 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import fcntl
 import itertools
 import json
-import multiprocessing
-import os
 import shutil
 import subprocess
 import sys
-import threading
-import time
 import traceback
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from lab.cells import CIRCUMSTANCES, Cell, Study, matches, parse_seeds, read_study
+from lab.grid import run_grid, write_rows
 from lab.records import figures_of
 from ssl_weighting.app.threads import free_cores
-from ssl_weighting.errors import NonFiniteError, UserError
+from ssl_weighting.errors import UserError
 from ssl_weighting.files import whole_file
 
 KEPT = (
@@ -41,6 +34,7 @@ KEPT = (
     "timing.json",
     "boundary.npz",
 )
+LAST = ("seconds", "commit", "folder")
 
 
 def run_folder(out: Path, cell: Cell, seed: int) -> Path:
@@ -48,12 +42,8 @@ def run_folder(out: Path, cell: Cell, seed: int) -> Path:
     return out / "runs" / f"{cell.settings()}_seed{seed}"
 
 
-def train(cell: Cell, seed: int, folder: Path) -> float:
-    """One run, in this process. A killed one goes on from its checkpoint.
-
-    Returns:
-        Its seconds.
-    """
+def train(cell: Cell, seed: int, folder: Path) -> None:
+    """One run, in this process. A killed one goes on from its checkpoint."""
     from ssl_weighting.app.cli import run_lightning
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +53,6 @@ def train(cell: Cell, seed: int, folder: Path) -> float:
     checkpoints = sorted(folder.glob("*/*/checkpoints/last.ckpt"), key=lambda p: p.stat().st_mtime)
     if checkpoints:
         arguments += ["--ckpt_path", str(checkpoints[-1])]
-    started = time.monotonic()
     with (
         open(folder / "log.txt", "a", encoding="utf-8") as log,
         contextlib.redirect_stdout(log),
@@ -71,11 +60,11 @@ def train(cell: Cell, seed: int, folder: Path) -> float:
     ):
         try:
             made = run_lightning(arguments)
-        except Exception:
+        except Exception as error:
             traceback.print_exc(file=log)
+            error.add_note(log.name)
             raise
     assert made is not None
-    seconds = time.monotonic() - started
     for name in KEPT:
         if (made / name).is_file():
             shutil.copy2(made / name, folder / name)
@@ -83,7 +72,6 @@ def train(cell: Cell, seed: int, folder: Path) -> float:
     with whole_file(folder / "run.json") as partial:  # its presence says that the run is finished
         partial.write_text(json.dumps(facts, indent=1), encoding="utf-8")
     shutil.rmtree(made.parent)
-    return seconds
 
 
 def commit() -> str:
@@ -107,26 +95,6 @@ def commit() -> str:
         return __version__
 
 
-def _start_worker() -> None:
-    """Import what runs need once, and end with the parent, however that ends.
-
-    One thread whatever ``--jobs``: the number of threads changes how sums are rounded.
-    """
-    import torch
-
-    from ssl_weighting.app.cli import run_lightning  # noqa: F401
-
-    torch.set_num_threads(1)
-    parent = multiprocessing.parent_process()
-
-    def follow() -> None:
-        if parent is not None:
-            parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
-
-
 def rows_of(study: Study, out: Path, seeds: list[int]) -> list[dict[str, Any]]:
     """A row for every finished run of the study, in its order."""
     rows = []
@@ -147,17 +115,6 @@ def rows_of(study: Study, out: Path, seeds: list[int]) -> list[dict[str, Any]]:
 @cache
 def _figures(folder: Path) -> dict[str, Any]:
     return figures_of(folder)
-
-
-def write_rows(rows: list[dict[str, Any]], path: Path) -> None:
-    """Write the study's table, whole or not at all."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    for last in ("seconds", "commit", "folder"):
-        columns.append(columns.pop(columns.index(last)))
-    with whole_file(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 @contextlib.contextmanager
@@ -206,8 +163,6 @@ def main(argv: list[str]) -> int:
         raise UserError(
             f"--{min(set(more) - set(CIRCUMSTANCES))}: makes another study of it; name its folder, --out DIR"
         )
-    if options.jobs < 1:
-        raise UserError(f"--jobs {options.jobs}: must be at least 1")
     study = read_study(options.study, more)
     out = options.out or Path("runs") / "studies" / study.name
     seeds = parse_seeds(study.seeds if options.seeds is None else _number_or_text(options.seeds))
@@ -223,11 +178,6 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on", file=sys.stderr)
         return 130
-    except BrokenProcessPool:
-        raise UserError(
-            f"--jobs {options.jobs}: a run was killed from outside (too little memory for so many?); "
-            "the same command goes on"
-        ) from None
 
 
 def _number_or_text(text: str) -> Any:
@@ -261,74 +211,24 @@ def _options(unknown: list[str]) -> dict[str, Any]:
 
 def _run(study: Study, cells: list[Cell], seeds: list[int], out: Path, jobs: int) -> int:
     every = list(dict.fromkeys([*study.seeds, *seeds]))
-    todo = {run_folder(out, cell, seed): (cell, seed) for seed in seeds for cell in cells}
-    missing = {folder: run for folder, run in todo.items() if not (folder / "run.json").is_file()}
-    spent: dict[str, list[float]] = {}
-    for row in rows_of(study, out, every):
-        if row["seconds"]:
-            spent.setdefault(row["settings"], []).append(row["seconds"])
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[left]}"),
-    )
-    failed = 0
-    pool = ProcessPoolExecutor(
-        min(jobs, max(1, len(missing))), multiprocessing.get_context("spawn"), _start_worker
-    )
-    with Progress(*columns) as progress:
-        say = progress.console.print
-        say(f"{study.description}\n{len(todo) - len(missing)} of {len(todo)} runs are there", highlight=False)
-        bar = progress.add_task(study.name, total=len(todo), completed=len(todo) - len(missing), left="")
-        futures = {pool.submit(train, *run, folder): (folder, run) for folder, run in missing.items()}
-        try:
-            for future in as_completed(futures):
-                folder, (cell, seed) = futures.pop(future)
-                try:
-                    seconds = future.result()
-                except NonFiniteError as error:
-                    failed += 1
-                    say(f"[red]failed[/]  {cell}  seed {seed}: {error}  ({folder}/log.txt)", highlight=False)
-                    continue
-                spent.setdefault(cell.settings(), []).append(seconds)
-                write_rows(rows_of(study, out, every), out / "runs.csv")
-                left = _left([c for _, (c, _) in futures.values()], spent, jobs)
-                progress.update(bar, advance=1, left=left)
-                figures = _figures(folder)
-                share = figures.get("test_error", figures["validation_error"])
-                say(
-                    f"{len(todo) - len(futures)}/{len(todo)}  {cell}  seed {seed}  error {100 * share:.2f} %  "
-                    f"({seconds:.0f} s; {left})",
-                    highlight=False,
-                )
-        finally:
-            _end(pool)
+    names = {cell.settings(): str(cell) for cell in [*study.cells, *cells]}
+    runs = {
+        (names[cell.settings()], f"seed {seed}"): (cell, seed, run_folder(out, cell, seed))
+        for seed in seeds
+        for cell in cells
+    }
+    rows = rows_of(study, out, every)
+    finished = {(names[row["settings"]], f"seed {row['seed']}"): row["seconds"] or 0.0 for row in rows}
+
+    def keep(key: tuple[str, str], _: None) -> str:
+        write_rows(rows_of(study, out, every), out / "runs.csv", LAST)
+        figures = _figures(runs[key][2])
+        return f"error {100 * figures.get('test_error', figures['validation_error']):.2f} %"
+
+    print(study.description)
+    failed = run_grid({key: partial(train, *run) for key, run in runs.items()}, finished, keep, jobs)
     rows = rows_of(study, out, every)
     if rows:
-        write_rows(rows, out / "runs.csv")
-        say(f"table: {out / 'runs.csv'}", highlight=False)
+        write_rows(rows, out / "runs.csv", LAST)
+        print(f"table: {out / 'runs.csv'}")
     return 1 if failed else 0
-
-
-def _left(cells: list[Cell], spent: dict[str, list[float]], jobs: int) -> str:
-    """Time left: runs of the same settings take as long as they did."""
-    everything = [s for seconds in spent.values() for s in seconds]
-    means = {settings: sum(seconds) / len(seconds) for settings, seconds in spent.items()}
-    overall = sum(everything) / len(everything)
-    seconds = sum(means.get(cell.settings(), overall) for cell in cells) / jobs
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return (
-        f"{hours} h {minutes:02d} min left"
-        if hours
-        else f"{minutes} min left"
-        if minutes
-        else f"{seconds:.0f} s left"
-    )
-
-
-def _end(pool: ProcessPoolExecutor) -> None:
-    """Wait for nobody: runs under way go on from their checkpoints the next time."""
-    for process in list((pool._processes or {}).values()):
-        process.terminate()
-    pool.shutdown(wait=True, cancel_futures=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import statistics
 from collections.abc import Callable, Iterable
@@ -14,6 +13,7 @@ from typing import Any
 from scipy import stats
 
 from lab.figures import write_figures
+from lab.grid import write_rows
 from lab.records import LAST, Record, error_of, has_medians, parts_of, read_records
 from ssl_weighting.files import whole_file
 
@@ -264,8 +264,4 @@ def _write_csv(records: list[Record], path: Path) -> None:
             if values := [r.figures[name] for r in mine if name in r.figures]:
                 row |= {f"{name}_mean": spread(values).mean, f"{name}_std": spread(values).std}
         rows.append(row)
-    columns = ["arm", *factors, *dict.fromkeys(k for row in rows for k in row if k not in ("arm", *factors))]
-    with whole_file(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows([dict.fromkeys(["arm", *factors], "") | row for row in rows], path)

@@ -1,4 +1,4 @@
-"""Options that are refused, in one form: the key as it is typed, the value, the mend."""
+"""Options that are refused, in one form: the key as it is typed, the value, what to do."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any
 from ssl_weighting.errors import UserError
 
 
-def require(key: str, value: Any, fine: bool, mend: str) -> None:
+def require(key: str, value: Any, fine: bool, hint: str) -> None:
     """Refuse an option's value.
 
     Args:
         key: The option, as a command line has it.
         value: What was given.
         fine: Whether it can be taken.
-        mend: What is wrong with it, or what to give instead.
+        hint: What is wrong with it, or what to give instead.
 
     Raises:
         UserError: Unless ``fine``.
     """
     if not fine:
-        raise UserError(f"{key}={value}: {mend}")
+        raise UserError(f"{key}={value}: {hint}")
 
 
 def fraction(key: str, value: float, low: float = 0.0, high: float = 1.0) -> float:
@@ -34,13 +34,13 @@ def fraction(key: str, value: float, low: float = 0.0, high: float = 1.0) -> flo
     return value
 
 
-def positive(key: str, value: float, mend: str = "") -> float:
+def positive(key: str, value: float, hint: str = "") -> float:
     """``value``, which must be above 0 and finite.
 
     Raises:
         UserError: If it is not.
     """
-    require(key, value, 0 < value < float("inf"), f"must be above 0{mend and '; '}{mend}")
+    require(key, value, 0 < value < float("inf"), f"must be above 0{hint and '; '}{hint}")
     return value
 
 

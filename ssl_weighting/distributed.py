@@ -38,9 +38,9 @@ def all_objects(mine: Any) -> list[Any]:
     """Something of every process, in turn: tensors on the CPU, numbers, strings and containers of them."""
     if process_count() == 1:
         return [mine]
-    told: list[Any] = [None] * process_count()
-    dist.all_gather_object(told, mine)
-    return told
+    gathered: list[Any] = [None] * process_count()
+    dist.all_gather_object(gathered, mine)
+    return gathered
 
 
 def summed(tensor: Tensor) -> Tensor:

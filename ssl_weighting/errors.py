@@ -11,7 +11,7 @@ def named(key: str, value: object) -> str:
 
 
 class UserError(Exception):
-    """Bad input. Its message is one line that names the key, the value and the mend.
+    """Bad input. Its message is one line that names the key, the value and what to do.
 
     The command line prints the line and exits with status 2; a traceback would hide it. (Not a ValueError:
     jsonargparse would take it for a type that does not match, and wrap it.)

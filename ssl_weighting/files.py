@@ -45,8 +45,10 @@ def check_utf8(path: str | Path, key: str) -> None:
     try:
         str(path).encode()
     except UnicodeEncodeError:
-        shown = str(path).encode(errors="backslashreplace").decode()
-        raise UserError(f"{key}={shown}: holds bytes that are no UTF-8; rename that folder or file") from None
+        printable = str(path).encode(errors="backslashreplace").decode()
+        raise UserError(
+            f"{key}={printable}: holds bytes that are no UTF-8; rename that folder or file"
+        ) from None
 
 
 @contextmanager
@@ -85,7 +87,28 @@ def _short(name: str) -> str:
     return name if len(os.fsencode(name)) <= 240 else hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
 
 
-def git_lfs_pointer(folder: str) -> str | None:
+def not_loaded(option: str, name: str, error: Exception, what: str, files: str) -> UserError:
+    """Why a pretrained part cannot be had, and what to do.
+
+    Args:
+        option: What named it.
+        name: A folder, or a name on the Hugging Face hub.
+        error: What came of reading it.
+        what: What it is.
+        files: What such a folder holds.
+    """
+    if pointer := _git_lfs_pointer(name):
+        return UserError(
+            f"{option}={name}: its {pointer} is a pointer of git-lfs, not the file itself; get it with `git lfs pull`"
+        )
+    reason = " ".join(f"{type(error).__name__}: {error}".split()).split(". ")[0]
+    return UserError(
+        f"{option}={name}: no {what} to be had ({reason[:160]}); give a folder that holds {files}, or a name on the "
+        "Hugging Face hub while the network is there"
+    )
+
+
+def _git_lfs_pointer(folder: str) -> str | None:
     """Name of the first file in a folder that git-lfs has not fetched; ``None`` if there is none, or no such folder."""
     files = sorted(path for path in Path(folder).glob("*") if path.is_file()) if Path(folder).is_dir() else []
     for path in files:

@@ -75,12 +75,12 @@ def warn_without_weight_step(options: WeightingOptions, steps: int) -> None:
     if warmup + inner <= steps:
         return
     less = min(warmup, steps // 8)
-    mend = [f"--model.weighting.warmup_steps {less}"] if less < warmup else []
+    hint = [f"--model.weighting.warmup_steps {less}"] if less < warmup else []
     if less + inner > steps:
-        mend.append(f"--model.weighting.inner_steps {max(1, (steps - less) // 8)}")
+        hint.append(f"--model.weighting.inner_steps {max(1, (steps - less) // 8)}")
     warnings.warn(
         f"model.weighting.warmup_steps={warmup}: no weight will move, for the first Λ step comes after θ step "
-        f"{warmup + inner} (model.weighting.inner_steps={inner}) and trainer.max_steps={steps}; type {' '.join(mend)} or "
+        f"{warmup + inner} (model.weighting.inner_steps={inner}) and trainer.max_steps={steps}; type {' '.join(hint)} or "
         f"--trainer.max_steps {10 * (warmup + inner)}",
         stacklevel=2,
     )

@@ -187,8 +187,8 @@ class SSLModule(LightningModule):
     @property
     def views(self) -> Views:
         """Batches as the method wants to see them."""
-        shown = (self.data, self.algorithm, self.labeled_augmentation, self.num_classes)
-        return Views(*shown, cast(torch.dtype, self.dtype), self.channels_last)
+        parts = (self.data, self.algorithm, self.labeled_augmentation, self.num_classes)
+        return Views(*parts, cast(torch.dtype, self.dtype), self.channels_last)
 
     @property
     def context(self) -> Context:

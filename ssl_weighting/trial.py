@@ -75,14 +75,14 @@ class Trial:
         with isolate_rng(), unchanged_buffers(*self.keeps), mode, precision:
             with fits(f"{method}: its views", examples):
                 unlabeled = self._few("unlabeled", min(data.unlabeled_batch_size, FEW))
-                shown = self.views.of({"labeled": labeled, "unlabeled": unlabeled})
+                batches = self.views.of({"labeled": labeled, "unlabeled": unlabeled})
             with fits(f"{network}: it", examples):
-                self.network(shown[0].inputs)
+                self.network(batches[0].inputs)
             if not self.weighting.learns:
                 return
             model = cast(Model, self.network)
             with fits(f"{method}: its loss", examples):
-                terms = self.algorithm.loss_terms(model, *shown, self.context)
+                terms = self.algorithm.loss_terms(model, *batches, self.context)
             few = self._few("validation", min(data.validation_batch_size, 2 * FEW))
             validation = self.views.validation_term(model, few)
             weights = [None if t.row is None else torch.full_like(t.mask, options.init) for t in terms]

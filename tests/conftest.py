@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up import write_bert, write_imdb
+from made_up import paint, write_bert, write_imdb
 from scipy.io import savemat
 
 CIFAR10_FILES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
@@ -93,6 +93,34 @@ def image_sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
             {"X": pixels, "y": (np.arange(100) % 10 + 1)[:, None].astype(np.uint8)},
         )
     return root
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """PyTorch on one thread."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def bert_copy(tiny_bert: Path, tmp_path: Path) -> Path:
+    """A copy of ``tiny_bert`` that may be changed."""
+    return shutil.copytree(tiny_bert, tmp_path / "bert")
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    """Pictures: ``labelled``, two classes of six, and ``pool``, eight without a label."""
+    for c, name in enumerate("ab"):
+        for i in range(6):
+            paint(tmp_path / "labelled" / name / f"{i}.png", 10 * c + i)
+    for i in range(8):
+        paint(tmp_path / "pool" / f"{i}.png", 100 + i)
+    return tmp_path
 
 
 class _Quiet(SimpleHTTPRequestHandler):

@@ -7,6 +7,8 @@ import random
 import sys
 from pathlib import Path
 
+LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
+"""What git-lfs leaves in the place of a file that it has not fetched."""
 WORDS = "the a film was good bad great awful plot story i it loved hated very not and boring fun br s acting"
 
 
@@ -60,6 +62,16 @@ def write_films(path: Path, good: str, bad: str) -> None:
         for word, label in (("good", good), ("bad", bad))
     ]
     path.write_text("text,label\n" + "\n".join(rows) + "\n", encoding="utf-8")
+
+
+def paint(path: Path, number: int, size: tuple[int, int] = (20, 20)) -> None:
+    """A picture that is like no other."""
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.linear_gradient("L").resize(size).convert("RGB")
+    image.putpixel((0, 0), (number % 256, number // 256, 0))
+    image.save(path, "JPEG" if path.suffix == ".jfif" else None)
 
 
 if __name__ == "__main__":

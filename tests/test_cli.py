@@ -16,7 +16,7 @@ import yaml
 
 from ssl_weighting.app import cli, recipes
 from ssl_weighting.app.cli import main
-from ssl_weighting.app.recipes import recipe_folder, recipe_names
+from ssl_weighting.app.recipes import read_recipe, recipe_folder, recipe_names
 
 TINY = [
     *("--trainer.max_steps", "9", "--trainer.val_check_interval", "5", "--trainer.accelerator", "cpu"),
@@ -279,9 +279,9 @@ def test_recipes_are_listed_with_a_description(capsys):
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_begins_with_what_it_is(name):
-    text = (recipe_folder() / f"{name}.yaml").read_text()
-    assert text.startswith("# ")
-    assert yaml.safe_load(text)["trainer"]["max_steps"] >= 1
+    path = recipe_folder() / f"{name}.yaml"
+    assert path.read_text().startswith("# ")
+    assert read_recipe(path)["trainer"]["max_steps"] >= 1
 
 
 def test_own_warnings_are_one_line_without_a_place_in_the_code(monkeypatch, capsys):

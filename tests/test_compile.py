@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 from lightning.pytorch import Callback, seed_everything
-from modules import ssl_module
+from modules import digits, ssl_module
 from torch import nn
 
 from lab.speed.loop import bare_trainer
@@ -14,7 +14,6 @@ from ssl_weighting.algorithms.fixmatch import FixMatch
 from ssl_weighting.algorithms.uda import UDA
 from ssl_weighting.backbones.base import Classifier
 from ssl_weighting.backbones.wide_resnet import WideResNet
-from ssl_weighting.data import Digits
 from ssl_weighting.errors import UserError
 from ssl_weighting.influence.identity import Identity
 
@@ -67,13 +66,7 @@ def trained(steps=4, checkpoint=None, callbacks=(), **options):
         **({"weighting_inner_steps": 2, "weighting_update_masked": True} | options),
     ).double()
     trainer = bare_trainer(steps, "cpu", *callbacks)
-    data = Digits(
-        num_labeled=20,
-        num_validation=30,
-        labeled_batch_size=4,
-        unlabeled_batch_size=6,
-        validation_batch_size=10,
-    )
+    data = digits(labeled_batch_size=4, unlabeled_batch_size=6, validation_batch_size=10)
     trainer.fit(model, data, ckpt_path=checkpoint)
     return model
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import seed_everything
 from modules import ssl_module
 
+from lab.speed.loop import bare_trainer
 from ssl_weighting.algorithms.pseudo_label import PseudoLabel
 from ssl_weighting.backbones.mlp import MLP
 from ssl_weighting.data.synthetic import Synthetic
@@ -64,22 +65,16 @@ def train(case: str, world: int, folder: Path, precision: str = "64-true") -> Pa
         influence(),
         **({"weighting_inner_steps": 2, "symmetric_binary_head": False} | options),
     )
-    trainer = Trainer(
-        max_steps=12,
-        max_epochs=-1,
-        accelerator="cpu",
+    trainer = bare_trainer(
+        12,
+        "cpu",
         strategy="ddp" if world > 1 else "auto",
         devices=world,
         precision=precision,
         default_root_dir=folder / case,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        check_val_every_n_epoch=None,
+        limit_val_batches=None,
         val_check_interval=5,
         num_sanity_val_steps=0,
-        use_distributed_sampler=False,
     )
     (folder / case).mkdir(parents=True, exist_ok=True)
     trainer.fit(model, data)

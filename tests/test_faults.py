@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from command import words
 from lightning.pytorch import Callback
 
 from ssl_weighting.app.callbacks import RunFiles
@@ -24,30 +25,22 @@ from ssl_weighting.views import Views
 from ssl_weighting.weighting.row_file import RowFile
 from ssl_weighting.weighting.weighting import row_defaults
 
-OPTIONS = [
-    *("--trainer.max_steps", "40", "--trainer.val_check_interval", "10", "--trainer.accelerator", "cpu"),
-    *(
-        "--model.weighting.inner_steps",
-        "3",
-        "--model.weighting.warmup_steps",
-        "5",
-        "--checkpoint.every_steps",
-        "7",
-    ),
-    *(
-        "--data.unlabeled_batch_size",
-        "16",
-        "--model.weighting.update_masked",
-        "true",
-        "--trainer.log_every_n_steps",
-        "4",
-    ),
-    *("--model.backbone.channels", "[8,8]"),
-]
+OPTIONS = {
+    "trainer.max_steps": 40,
+    "trainer.val_check_interval": 10,
+    "trainer.accelerator": "cpu",
+    "trainer.log_every_n_steps": 4,
+    "model.weighting.inner_steps": 3,
+    "model.weighting.warmup_steps": 5,
+    "model.weighting.update_masked": "true",
+    "model.backbone.channels": "[8,8]",
+    "checkpoint.every_steps": 7,
+    "data.unlabeled_batch_size": 16,
+}
 
 
 def arguments(runs, *more):
-    return ["fit", "--config", "digits_uda", "--runs", str(runs), *OPTIONS, *more]
+    return ["fit", "--config", "digits_uda", "--runs", str(runs), *words(OPTIONS), *more]
 
 
 def start(runs, *more, **options):

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from command import words
 
 from ssl_weighting.app.cli import main
 
@@ -25,10 +26,6 @@ SHORT = {
     "model.weighting.lr": 0.5,
     "model.weighting.update_masked": "true",
 }
-
-
-def words(options):
-    return [word for key, value in options.items() for word in (f"--{key}", str(value))]
 
 
 def fit(folder, recipe, strategy, *more, **options):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from discovered import every_method, every_solver
-from modules import ssl_module
+from modules import digits, ssl_module
 
 from lab.speed.loop import bare_trainer
 from ssl_weighting.algorithms.fixmatch import FixMatch
@@ -17,7 +17,6 @@ from ssl_weighting.algorithms.uda import UDA
 from ssl_weighting.augment import CTAugment
 from ssl_weighting.backbones.base import Backbone
 from ssl_weighting.backbones.conv import SmallConvNet
-from ssl_weighting.data import Digits
 from ssl_weighting.errors import NonFiniteError, UnsolvedError, UserError
 from ssl_weighting.guards import warn_without_weight_step
 from ssl_weighting.influence import Influence
@@ -25,11 +24,6 @@ from ssl_weighting.influence.identity import Identity
 from ssl_weighting.influence.relative import RelativeInfluence
 from ssl_weighting.influence.truncated_unroll import TruncatedUnroll
 from ssl_weighting.weighting import WeightingOptions
-
-
-def digits(**options):
-    sizes = {"labeled_batch_size": 8, "unlabeled_batch_size": 16, "validation_batch_size": 30}
-    return Digits(**{"num_labeled": 20, "num_validation": 30} | sizes | options)
 
 
 def module(influence, algorithm=None, backbone=None, **options):

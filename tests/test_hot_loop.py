@@ -6,13 +6,13 @@ from unittest import mock
 
 import pytest
 import torch
+from modules import digits
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lab.speed.floor import METHODS
 from lab.speed.loop import bare_trainer
 from ssl_weighting.augment import RandAugment
 from ssl_weighting.backbones.wide_resnet import WideResNet
-from ssl_weighting.data import Digits
 from ssl_weighting.guards import FiniteGuard
 from ssl_weighting.module import SSLModule
 from ssl_weighting.weighting.table import Table
@@ -49,20 +49,12 @@ class Watched(SSLModule):
             self.counted.append(counting.waits)
 
 
-def digits():
-    return Digits(
-        num_labeled=20,
-        num_validation=30,
-        labeled_batch_size=4,
-        unlabeled_batch_size=4,
-        validation_batch_size=10,
-    )
-
-
 def train(method, steps, log_every):
     model = Watched(10, WideResNet(10, 1, in_channels=1), METHODS[method].make())
     model.counted = []
-    bare_trainer(steps, "cpu", log_every_n_steps=log_every).fit(model, digits())
+    bare_trainer(steps, "cpu", log_every_n_steps=log_every).fit(
+        model, digits(labeled_batch_size=4, unlabeled_batch_size=4, validation_batch_size=10)
+    )
     return model.counted
 
 

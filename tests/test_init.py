@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from command import words
 from made_up import write_films
 from PIL import Image
 
@@ -18,17 +19,16 @@ from ssl_weighting.app.runs import Run
 from ssl_weighting.data import read_split
 from ssl_weighting.data.images import Images
 
-BUDGET = [
-    *("--trainer.max_steps", "4", "--trainer.val_check_interval", "2", "--trainer.accelerator", "cpu"),
-    *(
-        "--model.weighting.warmup_steps",
-        "1",
-        "--data.unlabeled_batch_size",
-        "8",
-        "--data.labeled_batch_size",
-        "4",
-    ),
-]
+BUDGET = words(
+    {
+        "trainer.max_steps": 4,
+        "trainer.val_check_interval": 2,
+        "trainer.accelerator": "cpu",
+        "model.weighting.warmup_steps": 1,
+        "data.unlabeled_batch_size": 8,
+        "data.labeled_batch_size": 4,
+    }
+)
 
 
 @pytest.fixture(autouse=True)

@@ -5,34 +5,18 @@ import math
 import pytest
 import torch
 from lightning.pytorch import Callback, seed_everything
-from modules import ssl_module
+from modules import digits, ssl_module
 
 from lab.speed.loop import bare_trainer
 from ssl_weighting.algorithms.fixmatch import FixMatch
 from ssl_weighting.algorithms.supervised import Supervised
 from ssl_weighting.algorithms.uda import UDA
 from ssl_weighting.backbones.conv import SmallConvNet
-from ssl_weighting.data import Digits
 from ssl_weighting.data.stream import Stream
 from ssl_weighting.errors import NonFiniteError, UserError
 from ssl_weighting.influence import ExactLastLayer
 from ssl_weighting.precision import check_precision
 from ssl_weighting.trial import FEW
-
-
-def digits(**options):
-    return Digits(
-        **(
-            {
-                "num_labeled": 20,
-                "num_validation": 30,
-                "labeled_batch_size": 8,
-                "unlabeled_batch_size": 16,
-                "validation_batch_size": 30,
-            }
-            | options
-        )
-    )
 
 
 def module(algorithm=None, **options):

@@ -5,23 +5,23 @@ import shutil
 from pathlib import Path
 
 import pytest
+from command import words
 
 from ssl_weighting.app.cli import main
 from ssl_weighting.app.recipes import recipe_folder
 from ssl_weighting.errors import UnwritableError, UserError
 from ssl_weighting.files import check_utf8, home_path, whole_file
 
-SHORT = [
-    *("--trainer.max_steps", "2", "--trainer.accelerator", "cpu", "--data.unlabeled_batch_size", "16"),
-    *(
-        "--model.weighting.warmup_steps",
-        "0",
-        "--model.weighting.inner_steps",
-        "1",
-        "--model.weighting.update_masked",
-        "true",
-    ),
-]
+SHORT = words(
+    {
+        "trainer.max_steps": 2,
+        "trainer.accelerator": "cpu",
+        "model.weighting.warmup_steps": 0,
+        "model.weighting.inner_steps": 1,
+        "model.weighting.update_masked": "true",
+        "data.unlabeled_batch_size": 16,
+    }
+)
 
 
 @pytest.fixture(autouse=True)

@@ -6,33 +6,26 @@ import sys
 import time
 
 import torch
+from command import words
 
 from ssl_weighting.app.cli import main
 
-OPTIONS = [
-    *("fit", "--config", "digits_uda", "--trainer.max_steps", "60", "--trainer.val_check_interval", "20"),
-    *(
-        "--model.weighting.inner_steps",
-        "3",
-        "--model.weighting.warmup_steps",
-        "5",
-        "--checkpoint.every_steps",
-        "7",
-    ),
-    *(
-        "--data.unlabeled_batch_size",
-        "16",
-        "--trainer.accelerator",
-        "cpu",
-        "--trainer.log_every_n_steps",
-        "4",
-    ),
-    *("--model.weighting.update_masked", "true"),
-]
+OPTIONS = {
+    "trainer.max_steps": 60,
+    "trainer.val_check_interval": 20,
+    "trainer.log_every_n_steps": 4,
+    "trainer.accelerator": "cpu",
+    "model.weighting.inner_steps": 3,
+    "model.weighting.warmup_steps": 5,
+    "model.weighting.update_masked": "true",
+    "checkpoint.every_steps": 7,
+    "data.unlabeled_batch_size": 16,
+}
 
 
 def start(runs, *more):
-    command = [sys.executable, "-m", "ssl_weighting", *OPTIONS, "--runs", str(runs), *more]
+    options = words(OPTIONS | {"config": "digits_uda", "runs": runs})
+    command = [sys.executable, "-m", "ssl_weighting", "fit", *options, *more]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL)
 
 

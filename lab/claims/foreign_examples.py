@@ -1,6 +1,6 @@
 """Which score of an unlabelled example tells that it belongs to no class? Every candidate in one and the same training.
 
-    python -m lab.claims.foreign_examples [--seeds 4] [--out foreign_examples.csv]
+    python -m lab.claims.foreign_examples [--seeds 4] [--out foreign_examples.csv] [--jobs 2]
 
 The demo's digits: five classes known, ten labels, half of the pool of the five others, UDA with all λ = 1. Every fourth
 step each example of a batch is given all scores, by a plug-in influence that computes them all and moves no weight; they
@@ -10,18 +10,17 @@ averaged) and of each example's average, as λ sums them up.
 
 from __future__ import annotations
 
-import argparse
-import csv
 import statistics
 from collections import defaultdict
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
 import torch
 from lightning.pytorch import seed_everything
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+from lab.grid import Row, grid_options, make_rows
 from lab.speed.loop import bare_trainer, quiet
 from ssl_weighting.algorithms.uda import UDA
 from ssl_weighting.backbones.conv import SmallConvNet
@@ -98,8 +97,9 @@ class Recorder(Influence):
         return [torch.zeros_like(term.mask)]
 
 
-def run(pool: str, seed: int) -> list[list[str]]:
-    """Rows of one training, as the recipe `demo` has it but for the weights."""
+def run(pool: str, seed: int) -> list[Row]:
+    """A row a score of one training, as the recipe `demo` has it but for the weights."""
+    quiet()
     seed_everything(seed, verbose=False)
     recorder = Recorder()
     known, foreign = POOLS[pool]
@@ -114,7 +114,7 @@ def run(pool: str, seed: int) -> list[list[str]]:
     )  # fmt: skip
     bare_trainer(STEPS, "cpu").fit(module, data)
     own = data.unlabeled_labels() < 5
-    rows = []
+    rows: list[Row] = []
     for name, glances in recorder.glances.items():
         single = statistics.mean(roc_auc_score(own[index], score) for index, score in glances)
         index, score = (torch.cat(parts) for parts in zip(*glances, strict=True))
@@ -123,30 +123,27 @@ def run(pool: str, seed: int) -> list[list[str]]:
         count.index_add_(0, index, torch.ones_like(score))
         seen = count > 0
         average = roc_auc_score(own[seen], (total / count)[seen])
-        rows.append([pool, str(seed), name, f"{single:.4f}", f"{average:.4f}"])
+        rows.append({"score": name, "auroc_glance": f"{single:.4f}", "auroc_average": f"{average:.4f}"})
     return rows
 
 
 def main() -> None:
     """Print the table and write the CSV."""
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = grid_options(__doc__)
     parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    quiet()
-    rows = [row for pool in POOLS for seed in range(options.seeds) for row in run(pool, seed)]
-    if options.out:
-        with open(options.out, "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([["pool", "seed", "score", "auroc_glance", "auroc_average"], *rows])
+    jobs = {(pool, str(seed)): partial(run, pool, seed) for pool in POOLS for seed in range(options.seeds)}
+    rows = make_rows(jobs, ("pool", "seed"), options)
     print(f"| AUROC, own against foreign | {' | '.join(f'{pool}: one glance, average' for pool in POOLS)} |")
     print("|---" * (len(POOLS) + 1) + "|")
     for name in scores():
         cells = []
         for pool in POOLS:
-            found = [(float(r[3]), float(r[4])) for r in rows if r[0] == pool and r[2] == name]
-            cells.append(", ".join(f"{statistics.mean(column):.2f}" for column in zip(*found, strict=True)))
+            found = [row for row in rows if row["pool"] == pool and row["score"] == name]
+            means = [
+                statistics.mean(float(row[c]) for row in found) for c in ("auroc_glance", "auroc_average")
+            ]
+            cells.append(", ".join(f"{mean:.2f}" for mean in means))
         print(f"| {name} | {' | '.join(cells)} |")
 
 

@@ -1,6 +1,6 @@
 """How far can λ move in the paper's runs, and how often is an example updated?
 
-    python -m lab.claims.how_far_weights_move [--out FILE.csv]
+    python -m lab.claims.how_far_weights_move [--out FILE.csv] [--jobs 2]
 
 The paper's schedules (App. E) with M-Adam itself and the runs' own streams of batches; only the influences are made up:
 of one sign for each example (all that can move a weight), or drawn anew from a normal distribution at each update (noise
@@ -9,13 +9,13 @@ alone). Nothing is trained. A CSV has a row for each schedule, bias correction a
 
 from __future__ import annotations
 
-import argparse
-import csv
-from pathlib import Path
+from functools import partial
+from itertools import product
 from typing import NamedTuple
 
 import torch
 
+from lab.grid import Row, grid_options, make_rows
 from ssl_weighting.data import Stream
 from ssl_weighting.weighting import ExampleWeights
 from ssl_weighting.weighting.rules import BiasCorrection, make_rule
@@ -37,8 +37,9 @@ SCHEDULES = {
 CORRECTIONS: tuple[BiasCorrection, ...] = ("global", "per_example")
 
 
-def moved(schedule: Schedule, correction: BiasCorrection, influence: str) -> dict[str, float]:
-    """Statistics of λ after the run, from 1."""
+def moved(name: str, correction: BiasCorrection, influence: str) -> list[Row]:
+    """Statistics of λ after the run, from 1, as one row."""
+    schedule = SCHEDULES[name]
     draw = torch.Generator().manual_seed(0)
     rule = make_rule("masked_adam", 0.01, correction)
     weights = ExampleWeights(schedule.size, rule, bounds=(-float("inf"), float("inf")))
@@ -52,36 +53,22 @@ def moved(schedule: Schedule, correction: BiasCorrection, influence: str) -> dic
         weights.step(rows, values)
         counts[rows] += 1
     distance = (weights.column("values") - 1).abs()
-    return {
+    row = {
         "updates_mean": counts.mean().item(),
         "never_updated": (counts == 0).float().mean().item(),
         "moved_mean": distance.mean().item(),
         "moved_q95": distance.quantile(0.95).item(),
         "moved_max": distance.max().item(),
     }
+    return [{key: str(round(value, 4)) for key, value in row.items()}]
 
 
 def main() -> None:
     """See the head of this file."""
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, help="CSV")
-    options = parser.parse_args()
-    rows = [
-        {"schedule": name, "bias_correction": correction, "influence": influence}
-        | {key: round(value, 4) for key, value in moved(schedule, correction, influence).items()}
-        for name, schedule in SCHEDULES.items()
-        for correction in CORRECTIONS
-        for influence in ("one sign", "noise")
-    ]
-    for row in rows:
+    jobs = {key: partial(moved, *key) for key in product(SCHEDULES, CORRECTIONS, ("one sign", "noise"))}
+    options = grid_options(__doc__).parse_args()
+    for row in make_rows(jobs, ("schedule", "bias_correction", "influence"), options):
         print("  ".join(f"{key} {value}" for key, value in row.items()))
-    if options.out is not None:
-        with options.out.open("w", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, rows[0])
-            table.writeheader()
-            table.writerows(rows)
 
 
 if __name__ == "__main__":

@@ -11,67 +11,35 @@ skipped, so that a killed study goes on; with all rows there, it prints the tabl
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import csv
-import io
-import multiprocessing
 import statistics
-import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from pathlib import Path
+from functools import partial
 
-ARMS: dict[str, list[str]] = {
-    "supervised": [
-        "--model.algorithm",
-        "Supervised",
-        "--model.weighting.kind",
-        "fixed",
-        "--data.unlabeled_batch_size",
-        "1",
-    ],
-    "UDA, fixed λ = 1": ["--model.weighting.kind", "fixed"],
-    "UDA, per-example λ": ["--model.weighting.kind", "per_example"],
+from lab.grid import Row, grid_options, make_rows
+from lab.records import metrics_of_fit
+
+ARMS = {
+    "supervised": "--model.algorithm Supervised --model.weighting.kind fixed --data.unlabeled_batch_size 1",
+    "UDA, fixed λ = 1": "--model.weighting.kind fixed",
+    "UDA, per-example λ": "--model.weighting.kind per_example",
 }
-COLUMNS = ["arm", "seed", "steps", "test_reviews", "test_error", "validation_error", "minutes"]
 
 
-def run(root: str, encoder: str, steps: int, tested: int, arm: str, seed: int) -> list[str]:
-    """The row of one run."""
-    import torch
-
-    from ssl_weighting.app.cli import run_lightning
-
-    torch.set_num_threads(1)
+def run(root: str, encoder: str, arm: str, seed: str, steps: str, tested: str) -> list[Row]:
+    """The row of one run, but for its key."""
     began = time.perf_counter()
-    arguments = [
-        "fit", "--config", "imdb_uda_small", "--seed_everything", str(seed), "--data.root", root,
-        "--model.backbone.name", encoder, "--data.test_subset", str(tested),
-        "--trainer.max_steps", str(steps), "--trainer.val_check_interval", str(steps), *ARMS[arm],
-    ]  # fmt: skip
-    with tempfile.TemporaryDirectory() as runs, contextlib.redirect_stdout(io.StringIO()):
-        directory = run_lightning([*arguments, "--runs", runs])
-        assert directory is not None
-        with open(directory / "metrics.csv", newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    test, validation = (
-        [row[f"{name}/error"] for row in rows if row.get(f"{name}/error")][-1]
-        for name in ("test", "validation")
-    )
-    minutes = (time.perf_counter() - began) / 60
-    return [
-        arm,
-        str(seed),
-        str(steps),
-        str(tested),
-        f"{float(test):.4f}",
-        f"{float(validation):.4f}",
-        f"{minutes:.1f}",
-    ]
+    metrics = metrics_of_fit(
+        [
+            "--config", "imdb_uda_small", "--seed_everything", seed, "--data.root", root,
+            "--model.backbone.name", encoder, "--data.test_subset", tested,
+            "--trainer.max_steps", steps, "--trainer.val_check_interval", steps, *ARMS[arm].split(),
+        ]
+    )  # fmt: skip
+    errors = {f"{part}_error": f"{metrics[f'{part}/error'][1][-1]:.4f}" for part in ("test", "validation")}
+    return [errors | {"minutes": f"{(time.perf_counter() - began) / 60:.1f}"}]
 
 
-def table(rows: list[dict[str, str]], seeds: int) -> str:
+def table(rows: list[Row], seeds: int) -> str:
     """Test errors by seed, and mean ± standard deviation, in per cent, as Markdown."""
     heads = [f"seed {seed}" for seed in range(seeds)]
     lines = [f"| | {' | '.join(heads)} | mean ± std |", "|---" * (seeds + 2) + "|"]
@@ -86,44 +54,18 @@ def table(rows: list[dict[str, str]], seeds: int) -> str:
 
 def main() -> None:
     """Run what is missing, then print the table."""
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = grid_options(__doc__)
     parser.add_argument("--root", required=True)
     parser.add_argument("--encoder", required=True)
-    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--test", type=int, default=5000, help="test reviews")
     parser.add_argument("--all", action="store_true", help="seed 0 on all 25,000 test reviews")
-    parser.add_argument("--jobs", type=int, default=1)
     options = parser.parse_args()
     seeds, tested = (1, 25_000) if options.all else (options.seeds, options.test)
-
-    def rows() -> list[dict[str, str]]:
-        if not options.out.exists():
-            return []
-        with open(options.out, newline="", encoding="utf-8") as file:
-            return [
-                row
-                for row in csv.DictReader(file)
-                if (int(row["steps"]), int(row["test_reviews"])) == (options.steps, tested)
-            ]
-
-    if not options.out.exists():
-        options.out.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
-    done = {(row["arm"], int(row["seed"])) for row in rows()}
-    jobs = [(arm, seed) for seed in range(seeds) for arm in ARMS if (arm, seed) not in done]
-    with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
-        futures = [
-            pool.submit(run, options.root, options.encoder, options.steps, tested, *job) for job in jobs
-        ]
-        for number, future in enumerate(as_completed(futures), start=1):
-            row = future.result()
-            with open(options.out, "a", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerow(row)
-            print(f"{number}/{len(jobs)}  {row[0]} seed {row[1]}: {100 * float(row[4]):.2f} %", flush=True)
-    print(table(rows(), seeds))
+    keys = [(arm, str(seed), str(options.steps), str(tested)) for seed in range(seeds) for arm in ARMS]
+    jobs = {key: partial(run, options.root, options.encoder, *key) for key in keys}
+    print(table(make_rows(jobs, ("arm", "seed", "steps", "test_reviews"), options), seeds))
 
 
 if __name__ == "__main__":

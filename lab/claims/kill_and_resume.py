@@ -25,9 +25,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch.utils import _pytree as pytree
 
-from ssl_weighting.app.recipes import find_recipe
+from ssl_weighting.app.recipes import find_recipe, read_recipe
 
 RECIPE_OVERRIDES = {  # so short that a hundred of them fit into an hour
     "demo": "--trainer.max_steps 60 --trainer.val_check_interval 25 --model.weighting.warmup_steps 5",
@@ -164,7 +165,9 @@ def main() -> int:
     for recipe, kills in zip(options.recipe, options.kills, strict=True):
         kept = root / f"{recipe}.yaml"  # as it is now, should the recipe change meanwhile
         if not kept.exists():
-            shutil.copy(find_recipe(recipe), kept)
+            kept.write_text(
+                yaml.safe_dump(read_recipe(find_recipe(recipe)), sort_keys=False), encoding="utf-8"
+            )
         overrides = [*RECIPE_OVERRIDES.get(recipe, "").split(), *given]
         folder = root / f"{recipe}_{options.devices}x{options.workers}"
         results.append(trial(str(kept), kills, overrides, folder, moments))

@@ -1,6 +1,6 @@
 """Do influences agree with leaving an example out of the training of a deep net?
 
-    python -m lab.claims.leave_one_out [--seeds 3] [--out leave_one_out.csv]
+    python -m lab.claims.leave_one_out [--seeds 3] [--out leave_one_out.csv] [--jobs 2]
 
 A net with two hidden layers on scikit-learn's digits, float64: 20 labelled images, 300 unlabelled ones with
 pseudo-labels of a net that saw the labelled ones alone (a third are wrong), 150 validation images. The net is trained
@@ -13,12 +13,10 @@ example alone. A CSV has a row for each seed, length of training, influence and 
 
 from __future__ import annotations
 
-import argparse
-import csv
 import statistics
 from collections import defaultdict
+from functools import partial
 from itertools import pairwise
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +24,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
+from lab.grid import Row, grid_options, make_rows
 from ssl_weighting.backbones.base import Classifier
 from ssl_weighting.backbones.mlp import MLP
 from ssl_weighting.influence.base import Influence
@@ -130,8 +129,8 @@ def spearman(a: Tensor, b: Tensor) -> float:
     return float(torch.corrcoef(torch.stack([x.argsort().argsort().double() for x in (a, b)]))[0, 1])
 
 
-def run(seed: int) -> list[list[str]]:
-    """Rows of one seed."""
+def run(seed: int) -> list[Row]:
+    """Rows of one seed, but for it."""
     study = Study(seed)
     wrong = float((study.guesses * study.pool_truth).sum(1).eq(0).double().mean())
     one = torch.ones(1, UNLABELED, dtype=torch.float64)
@@ -150,31 +149,26 @@ def run(seed: int) -> list[list[str]]:
         true = study.validation_loss(together[0]) - study.validation_loss(left_out[0])
         for name in INFLUENCES:
             for way, value in (("last", last[name]), ("summed", summed[name])):
-                figure = f"{spearman(value, true):.4f}"
-                rows.append([str(seed), str(end), name, way, figure, f"{wrong:.3f}"])
+                row = {"steps": str(end), "influence": name, "read": way}
+                row |= {"spearman": f"{spearman(value, true):.4f}", "wrong_pseudo_labels": f"{wrong:.3f}"}
+                rows.append(row)
     return rows
 
 
 def main() -> None:
     """Print the table and write the CSV."""
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = grid_options(__doc__)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    rows = [row for seed in range(options.seeds) for row in run(seed)]
-    if options.out:
-        with open(options.out, "w", newline="", encoding="utf-8") as file:
-            columns = ["seed", "steps", "influence", "read", "spearman", "wrong_pseudo_labels"]
-            csv.writer(file).writerows([columns, *rows])
+    rows = make_rows({(str(seed),): partial(run, seed) for seed in range(options.seeds)}, ("seed",), options)
     print(f"| influence | {' | '.join(f'{n} steps: last, summed' for n in STEPS)} |")
     print("|---" * (len(STEPS) + 1) + "|")
     for name in INFLUENCES:
         cells = []
         for steps in STEPS:
+            mine = [row for row in rows if (row["steps"], row["influence"]) == (str(steps), name)]
             means = [
-                statistics.mean(float(r[4]) for r in rows if r[1:4] == [str(steps), name, way])
+                statistics.mean(float(row["spearman"]) for row in mine if row["read"] == way)
                 for way in ("last", "summed")
             ]
             cells.append(", ".join(f"{mean:.2f}" for mean in means))

@@ -25,9 +25,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch import Callback, seed_everything
 
 from lab.grouped import ssl_module
+from lab.speed.loop import bare_trainer
 from ssl_weighting.algorithms.fixmatch import FixMatch
 from ssl_weighting.algorithms.flexmatch import FlexMatch
 from ssl_weighting.algorithms.freematch import FreeMatch
@@ -188,7 +189,7 @@ def draw_configuration(choose: Choose) -> dict[str, Any]:
     first = {name: values[0] for name, values in parts["backbone"][1].items()}
     chosen["backbone"] = (cls, first | options)
     chosen["model"] = (ssl_module, {"weighting_inner_steps": 1} | draw(MODEL, choose, few))
-    chosen["trainer"] = (Trainer, draw(TRAINER, choose, few))
+    chosen["trainer"] = (bare_trainer, draw(TRAINER, choose, few))
     return chosen
 
 
@@ -228,19 +229,13 @@ def attempt(configuration: dict[str, Any], folder: Path) -> tuple[str, str]:
         )
         trainer = made(
             "trainer",
-            max_steps=2,
-            max_epochs=-1,
-            accelerator="cpu",
-            default_root_dir=tempfile.mkdtemp(dir=folder),
-            logger=False,
+            steps=2,
+            device="cpu",
             callbacks=[watch],
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            check_val_every_n_epoch=None,
+            default_root_dir=tempfile.mkdtemp(dir=folder),
+            limit_val_batches=None,
             val_check_interval=2,
             num_sanity_val_steps=0,
-            use_distributed_sampler=False,
         )
         trainer.fit(model, data)
     except UserError as error:

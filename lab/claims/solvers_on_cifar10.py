@@ -8,119 +8,55 @@ take minutes on two cores.
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import csv
-import io
-import json
-import multiprocessing
-import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from pathlib import Path
-from typing import Any
+from functools import partial
+from itertools import product
+
+import numpy as np
+
+from lab.grid import Row, grid_options, make_rows
+from lab.records import metrics_of_fit
 
 STEPS = 50
-SOLVERS: dict[str, list[list[str]]] = {
-    "ExactLastLayer": [[]],
-    **{
-        name: [["--model.influence.scope", scope] for scope in ("last_layer", "last_block", "all")]
-        for name in ("Identity", "Neumann", "ConjugateGradient", "LiSSA", "Larsen", "TruncatedUnroll")
-    },
-}
+SCOPES = ("all", "last_block", "last_layer")
+SCOPED = ("ConjugateGradient", "Identity", "Larsen", "LiSSA", "Neumann", "TruncatedUnroll")
+RUNS = [("ExactLastLayer", "last_layer"), *product(SCOPED, SCOPES)]
+OPTIONS = (
+    f"--config cifar10_uda --data.verify_checksum false --data.evaluate_test false --data.labeled_batch_size 16 "
+    f"--data.unlabeled_batch_size 32 --data.validation_batch_size 64 --model.backbone SmallConvNet "
+    f"--model.backbone.channels [16,32] --model.weighting.warmup_steps 0 --model.weighting.inner_steps 1 "
+    f"--model.weighting.update_masked true --model.theta.ema_decay 0.9 --trainer.max_steps {STEPS} "
+    f"--trainer.val_check_interval {STEPS} --trainer.limit_test_batches 1"
+)
 
 
-def run(root: str, solver: str, options: list[str]) -> dict[str, Any]:
-    """One run of the command. Returns what its metrics.csv says of the influences."""
-    import torch
-
-    from ssl_weighting.app.cli import run_lightning
-
-    torch.set_num_threads(1)
-    arguments = [
-        *("fit", "--config", "cifar10_uda", "--data.root", root, "--data.verify_checksum", "false"),
-        *(
-            "--data.evaluate_test",
-            "false",
-            "--data.labeled_batch_size",
-            "16",
-            "--data.unlabeled_batch_size",
-            "32",
-        ),
-        *(
-            "--data.validation_batch_size",
-            "64",
-            "--model.backbone",
-            "SmallConvNet",
-            "--model.weighting.warmup_steps",
-            "0",
-        ),
-        *(
-            "--model.backbone.channels",
-            "[16,32]",
-            "--model.weighting.inner_steps",
-            "1",
-            "--model.weighting.update_masked",
-            "true",
-        ),
-        *(
-            "--model.theta.ema_decay",
-            "0.9",
-            "--trainer.max_steps",
-            str(STEPS),
-            "--trainer.val_check_interval",
-            str(STEPS),
-        ),
-        *("--trainer.limit_test_batches", "1", "--model.influence", solver, *options),
+def run(root: str, solver: str, scope: str) -> list[Row]:
+    """What the metrics of one run of the command say of the influences, as one row."""
+    options = [*OPTIONS.split(), "--data.root", root, "--model.influence", solver]
+    if solver in SCOPED:
+        options += ["--model.influence.scope", scope]
+    start = time.perf_counter()
+    metrics = metrics_of_fit(options)
+    seconds = time.perf_counter() - start
+    mean, std = (metrics[f"influence/{name}"][1] for name in ("mean", "std"))
+    return [
+        {
+            "lambda_steps": len(std),
+            "finite": bool(np.isfinite([mean, std]).all()),
+            "median_influence_std": sorted(std.tolist())[len(std) // 2],
+            "seconds": seconds,
+        }
     ]
-    with tempfile.TemporaryDirectory() as runs, contextlib.redirect_stdout(io.StringIO()):
-        start = time.perf_counter()
-        directory = run_lightning([*arguments, "--runs", runs])
-        seconds = time.perf_counter() - start
-        assert directory is not None
-        with open(directory / "metrics.csv", newline="", encoding="utf-8") as file:
-            steps = [row for row in csv.DictReader(file) if row["influence/std"]]
-    values = [float(row[key]) for row in steps for key in ("influence/mean", "influence/std")]
-    return {
-        "solver": solver,
-        "scope": options[-1] if options else "last_layer",
-        "lambda_steps": len(steps),
-        "finite": all(abs(v) < float("inf") for v in values),
-        "median_influence_std": sorted(values[1::2])[len(steps) // 2],
-        "seconds": seconds,
-    }
 
 
 def main() -> None:
     """Run them all and print a table."""
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = grid_options(__doc__, "--json")
     parser.add_argument("--root", required=True)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
-    rows = []
-    with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
-        futures = {
-            pool.submit(run, options.root, solver, scope): (solver, scope)
-            for solver, scopes in SOLVERS.items()
-            for scope in scopes
-        }
-        for future in as_completed(futures):
-            try:
-                row = future.result()
-            except Exception as error:
-                row = {"solver": futures[future][0], "scope": futures[future][1][-1:], "error": str(error)}
-            rows.append(row)
-            print(
-                "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()),
-                flush=True,
-            )
-    if options.json:
-        options.json.write_text(
-            json.dumps(sorted(rows, key=lambda r: (r["solver"], str(r["scope"]))), indent=1)
-        )
+    jobs = {key: partial(run, options.root, *key) for key in RUNS}
+    for row in make_rows(jobs, ("solver", "scope"), options):
+        print("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
 
 
 if __name__ == "__main__":

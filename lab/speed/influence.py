@@ -17,21 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from lab.speed.timing import (
-    Call,
-    Options,
-    Row,
-    Setup,
-    forward_backward,
-    medians,
-    parse,
-    peaks,
-    relative_error,
-    report,
-    say_missing,
-    set_up,
-    terms,
-)
+from lab.speed.comparison import compare, references
+from lab.speed.timing import Call, Options, Row, Setup, forward_backward, parse, relative_error, set_up, terms
 from ssl_weighting.influence import ExactLastLayer, Influence, ThetaStep
 from ssl_weighting.influence.conjugate_gradient import ConjugateGradient
 from ssl_weighting.influence.curvature import CurvatureOperator
@@ -44,7 +31,6 @@ from ssl_weighting.influence.scope import scope_parameters
 from ssl_weighting.influence.truncated_unroll import TruncatedUnroll
 from ssl_weighting.protocols import Network
 
-REFERENCES = ("forward + backward", "forward + backward, channels last")
 SOLVERS: dict[str, Callable[[str], Influence]] = {
     "exact": lambda scope: ExactLastLayer(),
     "identity": lambda scope: Identity(scope=scope),
@@ -78,39 +64,16 @@ def main(argv: list[str]) -> int:
 
 
 def run(options: Options) -> list[Row]:
-    """Measure, print and save.
-
-    Args:
-        options: See :class:`Options`.
-
-    Returns:
-        The rows, the references first; ratios are to the faster of these.
-    """
-    calls = {name: build() for name, build in make_calls(options).items()}
-    seconds = medians(calls, options)
-    memory = peaks(make_calls, list(calls), options)
-    reference = min(seconds[name] for name in REFERENCES if name in seconds)
-    errors = _errors(options)
-    rows = []
-    for name in calls:
-        method, _, scope = name.partition(" | ")
-        ratio = seconds[name] / reference
-        rows.append(Row(method, scope or "all", seconds[name], ratio, memory[name], errors.get(name)))
-    if options.network.startswith("wrn"):
-        say_missing(["curvlinops"])
+    """See :func:`~lab.speed.comparison.compare`."""
     sizes = f"{options.labeled}/{options.unlabeled}/{options.validation}"
-    report(f"Influence: {options.network}, a whole weight step with {sizes}", rows, reference, options)
-    return rows
+    title = f"Influence: {options.network}, a whole weight step with {sizes}"
+    return compare(options, make_calls, _errors, title, ["curvlinops"])
 
 
 def make_calls(options: Options) -> Mapping[str, Callable[[], Call]]:
     """What is measured, by name: the references, the solvers over their scopes, and one curvature product."""
     images = options.network.startswith("wrn")
-    builders: dict[str, Callable[[], Call]] = {
-        name: partial(_reference, options, channels_last)
-        for name, channels_last in zip(REFERENCES, (False, True), strict=True)
-        if images or not channels_last
-    }
+    builders = references(options, _reference)
     for name, scope in ROWS:
         builders[f"{name} | {scope}"] = partial(_row, options, name, scope)
     if images:

@@ -31,24 +31,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lab.speed.timing import (
-    Call,
-    Options,
-    Row,
-    forward_backward,
-    medians,
-    parse,
-    peaks,
-    relative_error,
-    report,
-    say_missing,
-    set_up,
-    terms,
-)
+from lab.speed.comparison import compare, references
+from lab.speed.timing import Call, Options, Row, forward_backward, parse, relative_error, set_up, terms
 from ssl_weighting.influence.products import per_example_products
 from ssl_weighting.influence.scope import scope_parameters
 
-REFERENCES = ("forward + backward", "forward + backward, channels last")
 ENGINES = ("jvp", "activation", "vmap", "serial")
 
 
@@ -65,47 +52,15 @@ def main(argv: list[str]) -> int:
 
 
 def run(options: Options) -> list[Row]:
-    """Measure, print and save.
-
-    Args:
-        options: See :class:`Options`.
-
-    Returns:
-        The rows, the references first; ratios are to the faster of these.
-    """
-    calls = {name: build() for name, build in make_calls(options).items()}
-    seconds = medians(calls, options)
-    memory = peaks(make_calls, list(calls), options)
-    reference = min(seconds[name] for name in REFERENCES if name in seconds)
-    rows = []
-    errors = _errors(options)
-    for name in calls:
-        engine, _, scope = name.partition(" | ")
-        rows.append(
-            Row(
-                engine,
-                scope or "all",
-                seconds[name],
-                seconds[name] / reference,
-                memory[name],
-                errors.get(name),
-            )
-        )
-    if options.network.startswith("wrn"):
-        say_missing(PEERS)
+    """See :func:`~lab.speed.comparison.compare`."""
     title = f"Per-example gradient products: {options.network}, {options.unlabeled} examples"
-    report(title, rows, reference, options)
-    return rows
+    return compare(options, make_calls, _errors, title, PEERS)
 
 
 def make_calls(options: Options) -> Mapping[str, Callable[[], Call]]:
     """What is measured, by name: the references, every engine over the whole network, and the peers found."""
     images = options.network.startswith("wrn")
-    builders: dict[str, Callable[[], Call]] = {
-        name: partial(_reference, options, channels_last)
-        for name, channels_last in zip(REFERENCES, (False, True), strict=True)
-        if images or not channels_last
-    }
+    builders = references(options, _reference)
     for engine in ENGINES:
         builders[f"{engine} | all"] = partial(_products, options, engine, "all")
     for scope in ("last_block", "last_layer"):

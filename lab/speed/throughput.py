@@ -23,6 +23,7 @@ from lightning.pytorch import Trainer, seed_everything
 from rich.console import Console
 from rich.table import Table
 
+from lab.speed.arguments import add_machine, check_counts
 from lab.speed.floor import METHODS, run_passes
 from lab.speed.loop import RandomImages, bare_trainer
 from lab.speed.peers import PEERS, PeerTask, kind_of
@@ -158,9 +159,7 @@ def parse(program: str, argv: list[str]) -> Options:
     parser.add_argument("--rounds", type=int, help="turns of every loop, default 5")
     parser.add_argument("--steps", type=int, help="θ steps of a turn, default 1, on a GPU 20")
     parser.add_argument("--workers", type=int, help="processes that fetch data, default 0")
-    parser.add_argument("--device", help="default: cuda if there is one, else cpu")
-    parser.add_argument("--threads", type=int, help="CPU threads, default PyTorch's choice")
-    parser.add_argument("--json", metavar="FILE", help="write the results there as well")
+    add_machine(parser)
     parser.add_argument("--quick", action="store_true", help="small batches, two rounds: under a minute")
     given = vars(parser.parse_args(argv))
     peers = tuple(_peer(text) for text in given.pop("peer"))
@@ -189,10 +188,7 @@ def _peer(text: str) -> tuple[str, str]:
 
 
 def _check(options: Options) -> None:
-    for key in ("labeled", "unlabeled", "rounds", "steps"):
-        value = getattr(options, key)
-        if value is not None and value < 1:
-            raise UserError(f"bench --{key}={value}: must be at least 1")
+    check_counts(options, "labeled", "unlabeled", "rounds", "steps")
     if options.peers and options.unlabeled_of("fixmatch") % options.labeled:
         raise UserError(
             f"bench --unlabeled={options.unlabeled}: peers take a multiple of --labeled={options.labeled}"

@@ -30,9 +30,9 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from lab.speed.arguments import add_machine, check_counts
 from ssl_weighting.backbones.base import Backbone, Classifier
 from ssl_weighting.backbones.wide_resnet import WideResNet
-from ssl_weighting.errors import UserError
 from ssl_weighting.protocols import Inputs
 from ssl_weighting.terms import CROSS_ENTROPY, LossTerm, Objective
 
@@ -115,9 +115,7 @@ def parse(program: str, description: str, argv: list[str]) -> Options:
     parser.add_argument("--unlabeled", type=int, help="|U'|, default 320 (BERT: 32)")
     parser.add_argument("--validation", type=int, help="|V'|, default 256 (BERT: 20)")
     parser.add_argument("--rounds", type=int, help="times every row is timed, default 5")
-    parser.add_argument("--device", help="default: cuda if there is one, else cpu")
-    parser.add_argument("--threads", type=int, help="CPU threads, default PyTorch's choice")
-    parser.add_argument("--json", metavar="FILE", help="write the results there as well")
+    add_machine(parser)
     parser.add_argument(
         "--quick", action="store_true", help="a small net and batch, three rounds: under a minute"
     )
@@ -139,9 +137,7 @@ def parse(program: str, description: str, argv: list[str]) -> Options:
     if chosen.get("network", "").startswith("bert"):
         options = replace(options, labeled=8, unlabeled=32, validation=20, rounds=3, float64_examples=2)
     options = replace(options, **chosen)
-    for key in ("labeled", "unlabeled", "validation", "rounds"):
-        if getattr(options, key) < 1:
-            raise UserError(f"bench --{key}={getattr(options, key)}: must be at least 1")
+    check_counts(options, "labeled", "unlabeled", "validation", "rounds")
     return options
 
 

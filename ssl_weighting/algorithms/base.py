@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ssl_weighting import checks
 from ssl_weighting.augment import CTAugment
 from ssl_weighting.protocols import Forward, Inputs, Model, View
 from ssl_weighting.terms import CROSS_ENTROPY, Distance, LossTerm
@@ -108,6 +109,24 @@ class Algorithm(nn.Module, ABC):
             show: Gives the labelled batch of the step in any view.
             context: Where training stands, the step included; ``ema`` has followed it.
         """
+
+
+class RampedAlgorithm(Algorithm):
+    """A method whose unlabelled loss comes in by and by, of weight w(t).
+
+    Args:
+        coefficient: w after its ramp.
+        ramp: Share of training over which w rises linearly from 0; 0 for none.
+    """
+
+    def __init__(self, coefficient: float, ramp: float) -> None:
+        super().__init__()
+        self.coefficient = checks.coefficient("model.algorithm.coefficient", coefficient)
+        self.ramp = checks.fraction("model.algorithm.ramp", ramp)
+
+    def scale(self, context: Context) -> float:
+        """w(t)."""
+        return self.coefficient * context.ramp(self.ramp)
 
 
 def supervised_term(output: Forward, target: Tensor, mask: Tensor | None = None) -> LossTerm:
@@ -207,11 +226,17 @@ def batch_statistics_of(student: Model, teacher: Model) -> Iterator[None]:
             norm.training = training
 
 
-def update_rates(augmentation: CTAugment, show: Show, context: Context) -> None:
-    """One step of CTAugment's rates, by how well the averaged θ recognises probed labelled images.
+def update_rates(augmentations: Iterable[nn.Module], show: Show, context: Context) -> None:
+    """One step of every CTAugment's rates, by how well the averaged θ recognises probed labelled images.
 
     Sohn et al. 2020, Sec. 2.3; Berthelot et al. 2020, Sec. 3.2.2.
     """
+    for augmentation in augmentations:
+        if isinstance(augmentation, CTAugment):
+            _update_rates(augmentation, show, context)
+
+
+def _update_rates(augmentation: CTAugment, show: Show, context: Context) -> None:
     records = []
 
     def probe(images: Tensor) -> Tensor:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
 
-from ssl_weighting import checks
-from ssl_weighting.algorithms.base import Algorithm, Context, Labeled, Show, Unlabeled, update_rates
-from ssl_weighting.algorithms.selection import FixedThreshold, strong_steps, weak_strong_terms
-from ssl_weighting.augment import CTAugment
+from ssl_weighting.algorithms.base import Context, Labeled, Show, Unlabeled, update_rates
+from ssl_weighting.algorithms.selection import FixedThreshold, WeakToStrong, weak_strong_terms
 from ssl_weighting.protocols import Model
 from ssl_weighting.terms import LossTerm
 
 
-class FixMatch(Algorithm):
+class FixMatch(WeakToStrong):
     """The strong view of an example is compared to the hard label of its weak view, where that is sure.
 
     With q = p(y | weak(u)), the loss of an unlabelled example is (Sohn et al. 2020, Eq. 4)
@@ -25,19 +23,12 @@ class FixMatch(Algorithm):
 
     Args:
         threshold: τ, least probability of the label, inclusive.
-        coefficient: w, weight of the whole unlabelled loss (λ_u of the FixMatch paper).
-        strong: Strong augmentations, applied in turn after the weak ones; default RandAugment (2 of 14
-            operations) and a 16-pixel cutout. For texts by name, such as ``tf_idf``.
+        options: ``coefficient`` and ``strong``; see :class:`~ssl_weighting.algorithms.selection.WeakToStrong`.
     """
 
-    def __init__(
-        self, threshold: float = 0.95, coefficient: float = 1.0, strong: list[nn.Module | str] | None = None
-    ) -> None:
-        super().__init__()
+    def __init__(self, threshold: float = 0.95, **options: Any) -> None:
+        super().__init__(**options)
         self.selection = FixedThreshold(threshold)
-        self.coefficient = checks.coefficient("model.algorithm.coefficient", coefficient)
-        steps, self.strong = strong_steps(strong)
-        self.views = {"weak": ("weak",), "strong": ("weak", *steps)}
 
     def loss_terms(
         self, model: Model, labeled: Labeled, unlabeled: Unlabeled, context: Context
@@ -49,6 +40,4 @@ class FixMatch(Algorithm):
 
     def after_step(self, show: Show, context: Context) -> None:
         """See :meth:`Algorithm.after_step`."""
-        for augmentation in self.strong:
-            if isinstance(augmentation, CTAugment):
-                update_rates(augmentation, show, context)
+        update_rates(self.strong, show, context)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
 
-from ssl_weighting import checks
-from ssl_weighting.algorithms.base import Algorithm, Context, Labeled, Unlabeled
-from ssl_weighting.algorithms.selection import Curriculum, strong_steps, weak_strong_terms
+from ssl_weighting.algorithms.base import Context, Labeled, Unlabeled
+from ssl_weighting.algorithms.selection import Curriculum, WeakToStrong, weak_strong_terms
 from ssl_weighting.protocols import Model
 from ssl_weighting.terms import LossTerm
 
 
-class FlexMatch(Algorithm):
+class FlexMatch(WeakToStrong):
     """FixMatch with a threshold for each class: the lower, the fewer examples the class has won so far.
 
     With q = p(y | weak(u)) and c = argmax q, the loss of an unlabelled example is (Zhang et al. 2021)
@@ -22,19 +21,12 @@ class FlexMatch(Algorithm):
 
     Args:
         threshold: τ, least probability of the label of a class that has been learned, inclusive.
-        coefficient: w, weight of the whole unlabelled loss.
-        strong: Strong augmentations, applied in turn after the weak ones; default RandAugment (2 of 14
-            operations) and a 16-pixel cutout. For texts by name, such as ``tf_idf``.
+        options: ``coefficient`` and ``strong``; see :class:`~ssl_weighting.algorithms.selection.WeakToStrong`.
     """
 
-    def __init__(
-        self, threshold: float = 0.95, coefficient: float = 1.0, strong: list[nn.Module | str] | None = None
-    ) -> None:
-        super().__init__()
+    def __init__(self, threshold: float = 0.95, **options: Any) -> None:
+        super().__init__(**options)
         self.selection = Curriculum(threshold)
-        self.coefficient = checks.coefficient("model.algorithm.coefficient", coefficient)
-        steps, self.strong = strong_steps(strong)
-        self.views = {"weak": ("weak",), "strong": ("weak", *steps)}
 
     def prepare(self, num_unlabeled: int, num_classes: int) -> None:
         """See :meth:`Algorithm.prepare`."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssl_weighting import checks
-from ssl_weighting.algorithms.base import Algorithm, Context, Labeled, Unlabeled, one_hot_like
-from ssl_weighting.algorithms.selection import SelfAdaptive, strong_steps, weak_strong_terms
+from ssl_weighting.algorithms.base import Context, Labeled, Unlabeled, one_hot_like
+from ssl_weighting.algorithms.selection import SelfAdaptive, WeakToStrong, weak_strong_terms
 from ssl_weighting.protocols import Model
 from ssl_weighting.terms import Distance, LossTerm
 
@@ -30,7 +31,7 @@ class ExpectedCost(Distance):
 EXPECTED_COST = ExpectedCost()
 
 
-class FreeMatch(Algorithm):
+class FreeMatch(WeakToStrong):
     """FixMatch with thresholds that follow the network's confidence, and a push towards all classes.
 
     With q = p(y | weak(u)), c = argmax q, and s, p̃ and h̃ as
@@ -48,30 +49,24 @@ class FreeMatch(Algorithm):
     cost is L.)
 
     Args:
-        coefficient: w, weight of the whole unlabelled loss.
         fairness_coefficient: w_f.
         momentum: Decay of the running averages behind s, p̃ and h̃.
         max_threshold: Upper limit of τ, the average confidence that s compares to; 0.95 on SVHN.
-        strong: Strong augmentations, applied in turn after the weak ones; default RandAugment (2 of 14
-            operations) and a 16-pixel cutout. For texts by name, such as ``tf_idf``.
+        options: ``coefficient`` and ``strong``; see :class:`~ssl_weighting.algorithms.selection.WeakToStrong`.
     """
 
     def __init__(
         self,
-        coefficient: float = 1.0,
         fairness_coefficient: float = 0.001,
         momentum: float = 0.999,
         max_threshold: float = 1.0,
-        strong: list[nn.Module | str] | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__()
-        self.coefficient = checks.coefficient("model.algorithm.coefficient", coefficient)
+        super().__init__(**options)
         self.fairness_coefficient = checks.coefficient(
             "model.algorithm.fairness_coefficient", fairness_coefficient
         )
         self.selection = SelfAdaptive(momentum, max_threshold)
-        steps, self.strong = strong_steps(strong)
-        self.views = {"weak": ("weak",), "strong": ("weak", *steps)}
 
     def prepare(self, num_unlabeled: int, num_classes: int) -> None:
         """See :meth:`Algorithm.prepare`."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from ssl_weighting import checks
 from ssl_weighting.algorithms.base import (
-    Algorithm,
     Context,
     Labeled,
+    RampedAlgorithm,
     Unlabeled,
     batch_statistics_of,
     paused_statistics,
@@ -19,7 +18,7 @@ from ssl_weighting.protocols import Model
 from ssl_weighting.terms import SQUARED_ERROR, LossTerm
 
 
-class MeanTeacher(Algorithm):
+class MeanTeacher(RampedAlgorithm):
     """One view of an example is compared to what the averaged θ' says of another view.
 
     The loss of an unlabelled example of C classes is
@@ -36,9 +35,7 @@ class MeanTeacher(Algorithm):
     """
 
     def __init__(self, coefficient: float = 50.0, ramp: float = 0.4) -> None:
-        super().__init__()
-        self.coefficient = checks.coefficient("model.algorithm.coefficient", coefficient)
-        self.ramp = checks.fraction("model.algorithm.ramp", ramp)
+        super().__init__(coefficient, ramp)
         self.views = {"student": ("weak",), "teacher": ("weak",)}
 
     def loss_terms(
@@ -58,7 +55,7 @@ class MeanTeacher(Algorithm):
                 target,
                 SQUARED_ERROR,
                 unlabeled.row,
-                scale=self.coefficient * context.ramp(self.ramp),
+                scale=self.scale(context),
                 anchor=student,
             ),
         ]

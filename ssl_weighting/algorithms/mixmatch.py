@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from ssl_weighting import checks
 from ssl_weighting.algorithms.base import (
-    Algorithm,
     Context,
     Labeled,
+    RampedAlgorithm,
     Unlabeled,
     paused_statistics,
     sharpened,
@@ -17,11 +19,11 @@ from ssl_weighting.algorithms.base import (
     unlabeled_term,
 )
 from ssl_weighting.errors import UserError
-from ssl_weighting.protocols import Model
+from ssl_weighting.protocols import Forward, Model
 from ssl_weighting.terms import SQUARED_ERROR, LossTerm
 
 
-class MixMatch(Algorithm):
+class MixMatch(RampedAlgorithm):
     """Everything is mixed with something else, images and targets alike, and compared to its mixed target.
 
     With K weak views u_k of an unlabelled example (Berthelot et al. 2019, Sec. 3):
@@ -58,11 +60,9 @@ class MixMatch(Algorithm):
         ramp: float = 1 / 64,
         num_views: int = 2,
     ) -> None:
-        super().__init__()
+        super().__init__(coefficient, ramp)
         self.temperature = checks.positive("model.algorithm.temperature", temperature, "1 for no sharpening")
         self.alpha = checks.positive("model.algorithm.alpha", alpha)
-        self.coefficient = checks.coefficient("model.algorithm.coefficient", coefficient)
-        self.ramp = checks.fraction("model.algorithm.ramp", ramp)
         if num_views < 1:
             raise UserError(f"model.algorithm.num_views={num_views}: must be at least 1")
         self.views = {f"weak_{k + 1}": ("weak",) for k in range(num_views)}
@@ -75,13 +75,7 @@ class MixMatch(Algorithm):
         with torch.no_grad(), paused_statistics(model):
             guess = torch.stack([view.probabilities() for view in model.joint(*views)]).mean(0)
         target = sharpened(guess, self.temperature)
-
-        sizes = [len(labeled.target), *[len(target)] * len(views)]
-        inputs = torch.cat([labeled.inputs, *views])
-        targets = torch.cat([labeled.target, *[target] * len(views)])
-        share, partner = draw_mixing(len(inputs), self.alpha, targets)
-        outputs = model.joint(*torch.split(mixed(inputs, share, partner), sizes))
-        known, *guessed = zip(outputs, torch.split(mixed(targets, share, partner), sizes), strict=True)
+        known, *guessed = mixed_outputs(model, labeled, views, target, self.alpha)
         return [
             supervised_term(*known),
             *[
@@ -91,12 +85,35 @@ class MixMatch(Algorithm):
                     mixed_target,
                     SQUARED_ERROR,
                     unlabeled.row,
-                    scale=self.coefficient * context.ramp(self.ramp) / len(views),
+                    scale=self.scale(context) / len(views),
                     confidence=guess.amax(-1),
                 )
                 for name, (output, mixed_target) in zip(self.views, guessed, strict=True)
             ],
         ]
+
+
+def mixed_outputs(
+    model: Model, labeled: Labeled, views: Sequence[Tensor], target: Tensor, alpha: float
+) -> list[tuple[Forward, Tensor]]:
+    """What the network makes of all examples, mixed in one pass, each with its mixed target.
+
+    Args:
+        model: The classifier.
+        labeled: D'.
+        views: Of U', K views (B, ...).
+        target: Of every view of U', (B, C).
+        alpha: Of the Beta distribution.
+
+    Returns:
+        K + 1 outputs and targets, the labelled examples' first.
+    """
+    sizes = [len(labeled.target), *[len(target)] * len(views)]
+    inputs = torch.cat([labeled.inputs, *views])
+    targets = torch.cat([labeled.target, *[target] * len(views)])
+    share, partner = draw_mixing(len(inputs), alpha, targets)
+    outputs = model.joint(*torch.split(mixed(inputs, share, partner), sizes))
+    return list(zip(outputs, torch.split(mixed(targets, share, partner), sizes), strict=True))
 
 
 def draw_mixing(size: int, alpha: float, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from ssl_weighting import checks
 from ssl_weighting.algorithms.base import (
-    Algorithm,
     Context,
     Labeled,
+    RampedAlgorithm,
     Unlabeled,
     paused_statistics,
     supervised_term,
@@ -16,7 +15,7 @@ from ssl_weighting.protocols import Model
 from ssl_weighting.terms import LossTerm
 
 
-class PseudoLabel(Algorithm):
+class PseudoLabel(RampedAlgorithm):
     """An example is compared to the class that the network itself believes most, where it is sure enough.
 
     With p = p(y | u), the loss of an unlabelled example is
@@ -33,10 +32,8 @@ class PseudoLabel(Algorithm):
     """
 
     def __init__(self, threshold: float = 0.95, coefficient: float = 1.0, ramp: float = 0.4) -> None:
-        super().__init__()
+        super().__init__(coefficient, ramp)
         self.selection = FixedThreshold(threshold, inclusive=False)
-        self.coefficient = checks.coefficient("model.algorithm.coefficient", coefficient)
-        self.ramp = checks.fraction("model.algorithm.ramp", ramp)
         self.views = {"weak": ("weak",)}
 
     def loss_terms(
@@ -46,6 +43,6 @@ class PseudoLabel(Algorithm):
         known = model(labeled.inputs)
         with paused_statistics(model):
             weak = model(unlabeled.views["weak"])
-        mask, scale = self.selection.select(weak.probabilities()), self.coefficient * context.ramp(self.ramp)
+        mask, scale = self.selection.select(weak.probabilities()), self.scale(context)
         guess = hard_label_term("pseudo_label", weak, weak, unlabeled, mask, scale)
         return [supervised_term(known, labeled.target), guess]

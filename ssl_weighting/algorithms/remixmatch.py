@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from ssl_weighting import checks
 from ssl_weighting.algorithms.base import (
-    Algorithm,
     Context,
     Labeled,
+    RampedAlgorithm,
     Show,
     Unlabeled,
     one_hot_like,
@@ -19,9 +19,8 @@ from ssl_weighting.algorithms.base import (
     unlabeled_term,
     update_rates,
 )
-from ssl_weighting.algorithms.mixmatch import draw_mixing, mixed
+from ssl_weighting.algorithms.mixmatch import mixed_outputs
 from ssl_weighting.augment import CTAugment
-from ssl_weighting.augment.ops import check_images
 from ssl_weighting.distributed import all_processes
 from ssl_weighting.errors import UserError
 from ssl_weighting.protocols import Model
@@ -36,13 +35,12 @@ DATA_DECAY = 0.999
 class UncutCTAugment(CTAugment):
     """CTAugment as in ReMixMatch, without the cutout that FixMatch ends it with."""
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Augment each image (B, C, H, W) by operations drawn from the rates."""
-        check_images(images)
+    def augment(self, images: Tensor) -> Tensor:
+        """Augment each image by operations drawn from the rates."""
         return self._augment(images, *self.draw(len(images)))
 
 
-class ReMixMatch(Algorithm):
+class ReMixMatch(RampedAlgorithm):
     """MixMatch with distribution alignment, augmentation anchoring and a rotation task.
 
     With one weak view u₀ and K strong views u_k of an unlabelled example (Berthelot et al. 2020, Alg. 1):
@@ -91,17 +89,15 @@ class ReMixMatch(Algorithm):
         ramp: float = 1 / 64,
         strong: list[nn.Module] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(coefficient, ramp)
         if num_strong < 1:
             raise UserError(f"model.algorithm.num_strong={num_strong}: must be at least 1")
         self.temperature = checks.positive("model.algorithm.temperature", temperature, "1 for no sharpening")
         self.alpha = checks.positive("model.algorithm.alpha", alpha)
-        self.coefficient = checks.coefficient("model.algorithm.coefficient", coefficient)
         self.strong_coefficient = checks.coefficient("model.algorithm.strong_coefficient", strong_coefficient)
         self.rotation_coefficient = checks.coefficient(
             "model.algorithm.rotation_coefficient", rotation_coefficient
         )
-        self.ramp = checks.fraction("model.algorithm.ramp", ramp)
         self.strong = nn.ModuleList([UncutCTAugment()] if strong is None else strong)
         anchored = {f"strong_{k + 1}": ("weak", *self.strong) for k in range(num_strong)}
         self.views = {"weak": ("weak",), **anchored}
@@ -125,14 +121,9 @@ class ReMixMatch(Algorithm):
         if context.learning:
             self._remember(guess, labeled.target)
 
-        sizes = [len(labeled.target), *[len(target)] * len(views)]
-        inputs = torch.cat([labeled.inputs, *views])
-        targets = torch.cat([labeled.target, *[target] * len(views)])
-        share, partner = draw_mixing(len(inputs), self.alpha, targets)
-        outputs = model.joint(*torch.split(mixed(inputs, share, partner), sizes))
-        known, *guessed = zip(outputs, torch.split(mixed(targets, share, partner), sizes), strict=True)
+        known, *guessed = mixed_outputs(model, labeled, views, target, self.alpha)
 
-        ramp, confidence = context.ramp(self.ramp), guess.amax(-1)
+        confidence = guess.amax(-1)
         terms = [supervised_term(*known)]
         if self.rotation_coefficient:
             with paused_statistics(model):
@@ -146,7 +137,7 @@ class ReMixMatch(Algorithm):
                 )
             )
         for name, (output, mixed_target) in zip(self.views, guessed, strict=True):
-            scale = self.coefficient * ramp / len(views)
+            scale = self.scale(context) / len(views)
             terms.append(
                 unlabeled_term(
                     f"mixed_{name}",
@@ -161,7 +152,7 @@ class ReMixMatch(Algorithm):
         if self.strong_coefficient:
             with paused_statistics(model):
                 strong = model(views[1])
-            scale = self.strong_coefficient * ramp
+            scale = self.strong_coefficient * context.ramp(self.ramp)
             terms.append(
                 unlabeled_term(
                     "strong",
@@ -190,9 +181,7 @@ class ReMixMatch(Algorithm):
 
     def after_step(self, show: Show, context: Context) -> None:
         """See :meth:`Algorithm.after_step`."""
-        for augmentation in self.strong:
-            if isinstance(augmentation, CTAugment):
-                update_rates(augmentation, show, context)
+        update_rates(self.strong, show, context)
 
 
 def rotated(images: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from ssl_weighting import checks
-from ssl_weighting.algorithms.base import Labeled, Unlabeled, one_hot_like, supervised_term, unlabeled_term
+from ssl_weighting.algorithms.base import (
+    Algorithm,
+    Labeled,
+    Unlabeled,
+    one_hot_like,
+    supervised_term,
+    unlabeled_term,
+)
 from ssl_weighting.augment import Cutout, RandAugment
 from ssl_weighting.distributed import all_processes
 from ssl_weighting.protocols import Forward, View
@@ -243,6 +250,22 @@ def strong_steps(
     """
     steps: View = tuple([RandAugment(policy), Cutout(16)] if strong is None else strong)
     return steps, nn.ModuleList(step for step in steps if isinstance(step, nn.Module))
+
+
+class WeakToStrong(Algorithm):
+    """A method that compares the strong view of an example to the hard label of its weak view, as FixMatch does.
+
+    Args:
+        coefficient: w, weight of the whole unlabelled loss (λ_u of the FixMatch paper).
+        strong: Strong augmentations, applied in turn after the weak ones; default RandAugment (2 of 14
+            operations) and a 16-pixel cutout. For texts by name, such as ``tf_idf``.
+    """
+
+    def __init__(self, coefficient: float = 1.0, strong: list[nn.Module | str] | None = None) -> None:
+        super().__init__()
+        self.coefficient = checks.coefficient("model.algorithm.coefficient", coefficient)
+        steps, self.strong = strong_steps(strong)
+        self.views = {"weak": ("weak",), "strong": ("weak", *steps)}
 
 
 def weak_strong_terms(

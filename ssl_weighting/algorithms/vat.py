@@ -7,9 +7,9 @@ from torch import Tensor
 
 from ssl_weighting import checks
 from ssl_weighting.algorithms.base import (
-    Algorithm,
     Context,
     Labeled,
+    RampedAlgorithm,
     Unlabeled,
     paused_statistics,
     supervised_term,
@@ -20,7 +20,7 @@ from ssl_weighting.protocols import Forward, Model
 from ssl_weighting.terms import ENTROPY, KL_DIVERGENCE, LossTerm
 
 
-class VAT(Algorithm):
+class VAT(RampedAlgorithm):
     """An example is compared to itself, moved a little in the direction that changes the prediction most.
 
     With p(x) = p(y | x), the losses of an unlabelled example are (Miyato et al. 2018)
@@ -52,14 +52,12 @@ class VAT(Algorithm):
         ramp: float = 0.4,
         entropy_coefficient: float = 0.06,
     ) -> None:
-        super().__init__()
+        super().__init__(coefficient, ramp)
         self.epsilon = checks.positive("model.algorithm.epsilon", epsilon)
         self.xi = checks.positive("model.algorithm.xi", xi)
         if iterations < 1:
             raise UserError(f"model.algorithm.iterations={iterations}: must be at least 1")
         self.iterations = iterations
-        self.coefficient = checks.coefficient("model.algorithm.coefficient", coefficient)
-        self.ramp = checks.fraction("model.algorithm.ramp", ramp)
         self.entropy_coefficient = checks.coefficient(
             "model.algorithm.entropy_coefficient", entropy_coefficient
         )
@@ -74,18 +72,15 @@ class VAT(Algorithm):
             plain = model(unlabeled.views["weak"])
             perturbed = model(model.perturb(plain.inputs, self.perturbation(model, plain)))
         target = plain.probabilities()
-        scale = self.coefficient * context.ramp(self.ramp)
+        scale, row = self.scale(context), unlabeled.row
         terms = [
             supervised_term(known, labeled.target),
-            unlabeled_term(
-                "adversarial", perturbed, target, KL_DIVERGENCE, unlabeled.row, scale=scale, anchor=plain
-            ),
+            unlabeled_term("adversarial", perturbed, target, KL_DIVERGENCE, row, scale=scale, anchor=plain),
         ]
         if self.entropy_coefficient:
-            entropy = unlabeled_term(
-                "entropy", plain, target, ENTROPY, unlabeled.row, scale=self.entropy_coefficient
+            terms.append(
+                unlabeled_term("entropy", plain, target, ENTROPY, row, scale=self.entropy_coefficient)
             )
-            terms.append(entropy)
         return terms
 
     def perturbation(self, model: Model, plain: Forward) -> Tensor:

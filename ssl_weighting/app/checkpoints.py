@@ -95,13 +95,13 @@ def open_checkpoint(path: Path, given: str) -> Saved:
         content = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
     except Exception as error:  # whatever a damaged file makes torch.load raise
         before = path.with_name("previous.ckpt")
-        mend = (
+        hint = (
             f"{before} is the one before it; give that file"
             if path != before and before.is_file()
             else "give another run"
         )
         raise UserError(
-            f"{given}: {path} is not a whole checkpoint ({type(error).__name__}); {mend}"
+            f"{given}: {path} is not a whole checkpoint ({type(error).__name__}); {hint}"
         ) from error
     if not isinstance(content, dict) or KEY not in content:
         raise UserError(f"{given}: {path} was not written by this program; give the folder of a run")

@@ -7,8 +7,8 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-UNTOLD = ("runs", "config", "ckpt_path", "data.split", "trainer.logger")
-"""What says where a run happens or is told by other words."""
+NOT_COMPARED = ("runs", "config", "ckpt_path", "data.split", "trainer.logger")
+"""What says where a run happens or is reported in other words."""
 
 
 def share_encoder_name(config: Namespace) -> None:
@@ -22,7 +22,7 @@ def share_encoder_name(config: Namespace) -> None:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Options that differ between two configurations, by the name that is typed: old value, new value.
 
-    Of a plug-in that was changed for another, its name alone is told: options of the two are not compared.
+    Of a plug-in that was changed for another, its name alone is reported: options of the two are not compared.
 
     Args:
         old: Nested mappings of plain values.
@@ -31,7 +31,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tup
     return {
         key: values
         for key, values in _differing(old, new, "")
-        if not any(key == untold or key.startswith(f"{untold}.") for untold in UNTOLD)
+        if not any(key == skipped or key.startswith(f"{skipped}.") for skipped in NOT_COMPARED)
     }
 
 
@@ -56,7 +56,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def told(changes: Mapping[str, tuple[Any, Any]]) -> str:
+def summarised(changes: Mapping[str, tuple[Any, Any]]) -> str:
     """Changes in one line: ``model.algorithm FixMatch instead of UDA, trainer.max_steps 60 instead of 30``."""
     return ", ".join(f"{key} {_text(new)} instead of {_text(old)}" for key, (old, new) in changes.items())
 

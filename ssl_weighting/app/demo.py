@@ -6,15 +6,15 @@ import argparse
 import contextlib
 import csv
 import io
-import multiprocessing
 import statistics
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from ssl_weighting.app.side_by_side import side_by_side
 from ssl_weighting.app.threads import free_cores
 from ssl_weighting.files import home_path
 
@@ -45,18 +45,16 @@ def main(argv: list[str]) -> int:
         "class.\nThree ways to use that pool, on the same splits:\n"
     )
     started = time.monotonic()
-    jobs = [(method, seed) for seed in range(options.seeds) for method in METHODS]
+    jobs = {
+        (method, seed): partial(_train, method, seed, options.runs, options.processes)
+        for seed in range(options.seeds)
+        for method in METHODS
+    }
     errors: dict[str, dict[int, float]] = {method: {} for method in METHODS}
     picture = ""
-    pool = ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn"))
-    with pool:
-        futures = {
-            pool.submit(_train, method, seed, options.runs, options.processes): (method, seed)
-            for method, seed in jobs
-        }
-        for done, future in enumerate(as_completed(futures), start=1):
-            method, seed = futures[future]
-            error, directory = future.result()
+    with side_by_side(jobs, options.processes, "--processes") as ended:
+        for done, ((method, seed), result) in enumerate(ended, start=1):
+            error, directory = result.result()
             errors[method][seed] = error
             if method == "per-example λ" and seed == 0:
                 picture = f"{directory}/weights.png"

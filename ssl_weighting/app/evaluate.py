@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from ssl_weighting.app.checkpoints import Saved, find_checkpoint, open_checkpoint
-from ssl_weighting.app.configurations import told
+from ssl_weighting.app.configurations import summarised
 from ssl_weighting.app.predictions import check_out, predictions_table, write_beside, write_predictions
 from ssl_weighting.app.resume import refuse_without_effect, typed_options
 from ssl_weighting.app.trained import TrainedModel, restored
@@ -78,7 +78,7 @@ def predict(argv: list[str]) -> int:
         model = _prepared(saved, asked, on)
         part = model.data.sets[on]
         index, rows = part.rows, torch.arange(len(part))
-        names, probabilities = part.source.describe(index), model.of_part(on)
+        names, probabilities = part.describe(), model.of_part(on)
         if Path(on).exists():
             print(f"--on {on}: the run's own list; --on ./{on} is the folder of that name", file=sys.stderr)
     else:
@@ -125,7 +125,7 @@ def _prepared(saved: Saved, asked: Asked, part: str | None) -> TrainedModel:
     with_training_data = part in ("unlabeled", "validation")
     model, changes = restored(saved, asked.overrides, with_training_data, asked.own.get("device"))
     if changes:
-        print(f"not as in the run: {told(changes)}", file=sys.stderr)
+        print(f"not as in the run: {summarised(changes)}", file=sys.stderr)
     if part is None:
         return model
     data, own = model.data, saved.own
@@ -178,14 +178,14 @@ def _asked(command: str, argv: Sequence[str], own: Sequence[str]) -> Asked | Non
         elif key.startswith(("data.", "model.")) or key in ("data", "model"):
             overrides += [f"--{key}", value]
         else:
-            raise UserError(_strange(command, key, value, own))
+            raise UserError(_no_such_option(command, key, value, own))
     if len(runs) != 1:
         what = f"{len(runs)} runs are given ({', '.join(runs)})" if runs else "no run is given"
         raise UserError(f"{command}: {what}; type ssl-weighting {command} RUN, the folder that fit printed")
     return Asked(runs[0], options, overrides)
 
 
-def _strange(command: str, key: str, value: str, own: Sequence[str]) -> str:
+def _no_such_option(command: str, key: str, value: str, own: Sequence[str]) -> str:
     """What to type instead of an option that these commands do not take."""
     if key == "ckpt_path":
         path = Path(value)

@@ -15,7 +15,6 @@ from ssl_weighting.data.image_pixels import as_image
 
 if TYPE_CHECKING:
     from ssl_weighting.data.module import SSLData
-    from ssl_weighting.data.source import Source
 
 LARGEST_SIDE = 240
 """Pixels of a picture's longer side; larger ones are made smaller."""
@@ -127,18 +126,18 @@ def pictures(data: SSLData, positions: np.ndarray) -> list[Image.Image] | None:
     Returns:
         For each an image, no side beyond ``LARGEST_SIDE``; ``None`` if they are no images.
     """
-    source, rows = _unlabeled(data, positions)
     if not len(positions):
         return None
+    chosen = torch.from_numpy(positions)
     if (files := pictured(data)) is not None:
-        return files.thumbnails(rows, LARGEST_SIDE)
-    images = data.prepare(source.fetch(rows))
+        return files.thumbnails(data.sets["unlabeled"].rows[chosen], LARGEST_SIDE)
+    images = data.prepare(data.sets["unlabeled"].raw(chosen))
     if not isinstance(images, Tensor) or images.dim() != 4 or images.shape[1] not in (1, 3):
         return None
-    shown = [as_image(image) for image in (images.float().clamp(0, 1) * 255).round().to(torch.uint8)]
-    for image in shown:
+    thumbnails = [as_image(image) for image in (images.float().clamp(0, 1) * 255).round().to(torch.uint8)]
+    for image in thumbnails:
         image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
-    return shown
+    return thumbnails
 
 
 def pictured(data: SSLData) -> Pictured | None:
@@ -154,8 +153,7 @@ def descriptions(data: SSLData, positions: np.ndarray) -> list[str]:
         data: A data module that is set up.
         positions: (n,) int64, in the unlabelled list.
     """
-    source, rows = _unlabeled(data, positions)
-    return source.describe(rows)
+    return data.sets["unlabeled"].describe(torch.from_numpy(positions))
 
 
 def names(data: SSLData, positions: np.ndarray) -> list[str]:
@@ -165,14 +163,9 @@ def names(data: SSLData, positions: np.ndarray) -> list[str]:
         data: A data module that is set up.
         positions: (n,) int64, in the unlabelled list.
     """
-    source, rows = _unlabeled(data, positions)
-    files = pictured(data)
-    return source.describe(rows) if files is None else files.names(rows)
-
-
-def _unlabeled(data: SSLData, positions: np.ndarray) -> tuple[Source, Tensor]:
-    unlabeled = data.sets["unlabeled"]
-    return unlabeled.source, unlabeled.rows[torch.from_numpy(positions)]
+    if (files := pictured(data)) is None:
+        return descriptions(data, positions)
+    return files.names(data.sets["unlabeled"].rows[torch.from_numpy(positions)])
 
 
 def on_one_line(text: str, length: int) -> str:

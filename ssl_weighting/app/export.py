@@ -111,8 +111,8 @@ def _why_so_many(everything: pa.Table, kept: int, threshold: float, initial: flo
         said += f", the other {count - moved} have their initial weight {initial:g} and are {fate}"
     if 0 < kept < count:
         return said
-    mend = "another --threshold, or a run with more Λ steps, may tell them apart"
-    return f"nothing was found to {'leave out' if kept else 'keep'}: {said}; {mend}"
+    hint = "another --threshold, or a run with more Λ steps, may tell them apart"
+    return f"nothing was found to {'leave out' if kept else 'keep'}: {said}; {hint}"
 
 
 def _moved(weights: pa.Table) -> int:
@@ -182,7 +182,7 @@ def _validation_table(data: SSLData, like: pa.Table) -> pa.Table:
     examples = data.sets["validation"]
     columns = {
         "index": pa.array(examples.rows.numpy()),
-        _kind(data): pa.array(_known_by(data, examples.source.describe(examples.rows)), pa.string()),
+        _kind(data): pa.array(_known_by(data, examples.describe()), pa.string()),
         "label": pa.array([data.class_names[label] for label in examples.labels.tolist()], pa.string()),
     }
     arrays = [

@@ -259,7 +259,7 @@ def _wrong_value(found: re.Match[str], place: Place) -> str:
     if "Unable to load config" in text:
         return _wrong_group(found, place)
     inner = re.findall(r"(?:Got value: |Given value: |import path string: )(.*?)(?: - Expected.*)?$", text)
-    value, full = _shown(inner[-1]) if inner else "", place.full(key)
+    value, full = _as_typed(inner[-1]) if inner else "", place.full(key)
     for option, word in pairwise(["", *place.typed]):
         if option == f"--{full}" or word.startswith(f"--{full}="):
             value = word.removeprefix(f"--{full}=")
@@ -287,7 +287,7 @@ def _wrong_group(found: re.Match[str], place: Place) -> str:
     return f"{key}={value}: {key} has options of its own: --{key}.OPTION VALUE; `ssl-weighting fit --help` lists them"
 
 
-def _shown(value: str) -> str:
+def _as_typed(value: str) -> str:
     """A value as it is typed."""
     if named := re.search(r"class_path['\"]?[=:] ?['\"]([\w.]+)", value):
         return named[1].rpartition(".")[2]

@@ -127,7 +127,7 @@ def _default(action: argparse.Action) -> str:
     default = action.default
     if default is None or default is argparse.SUPPRESS:
         return ""
-    shown = {True: "true", False: "false"}.get(default, default) if isinstance(default, bool) else default
-    if isinstance(shown, tuple | list):
-        shown = f"[{', '.join(str(item) for item in shown)}]"
-    return f" ({shown})"
+    value = {True: "true", False: "false"}.get(default, default) if isinstance(default, bool) else default
+    if isinstance(value, tuple | list):
+        value = f"[{', '.join(str(item) for item in value)}]"
+    return f" ({value})"

@@ -13,11 +13,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-import yaml
 from jsonargparse import ArgumentParser
 from rich.progress import track
 
-from ssl_weighting.app.recipes import find_recipe
+from ssl_weighting.app.recipes import find_recipe, read_recipe
 from ssl_weighting.data.files import one_line
 from ssl_weighting.data.text import TextData
 from ssl_weighting.errors import UserError
@@ -147,7 +146,7 @@ def training_texts(config: str, overrides: list[str]) -> list[str]:
     Raises:
         UserError: If the recipe's data are not texts, or are not to be had.
     """
-    recipe = yaml.safe_load(find_recipe(config).read_text(encoding="utf-8"))
+    recipe = read_recipe(find_recipe(config))
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(TextData, "data")
     try:
@@ -183,8 +182,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
     options, overrides = parser.parse_known_args(argv)
-    if strange := [o for o in overrides if o.startswith("--") and not o.startswith("--data")]:
-        raise UserError(f"{strange[0]}: no such option; `ssl-weighting paraphrase --help` lists all")
+    if unknown := [o for o in overrides if o.startswith("--") and not o.startswith("--data")]:
+        raise UserError(f"{unknown[0]}: no such option; `ssl-weighting paraphrase --help` lists all")
     if options.temperature <= 0 or options.batch_size < 1:
         raise UserError("--temperature must be above 0 and --batch_size at least 1")
     if options.out.exists():

@@ -1,8 +1,8 @@
-"""Finding recipes: by path, or by name among those that travel with the package."""
+"""Finding recipes, by path or by name among those that travel with the package, and reading them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +26,19 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in recipe_folder().glob("*.yaml"))
 
 
-def find_recipe(name: str) -> Path:
+def find_recipe(name: str, given: str = "") -> Path:
     """The recipe at a path, or of a name such as ``demo``, ``demo.yaml`` or ``recipes/demo.yaml``.
+
+    Args:
+        name: The path or name.
+        given: How it was given, for messages; ``--config`` and the name if nothing is said.
 
     Raises:
         UserError: If there is none; suggests the nearest name. Or if its YAML is not a recipe's.
     """
     if not name:
         raise UserError("--config: no recipe's name or path follows; `ssl-weighting recipes` lists the names")
-    path = home_path(name)
+    given, path = given or f"--config {name}", home_path(name)
     packaged = recipe_folder() / f"{path.stem}.yaml"
     is_bare = path.parent in (Path(), Path("recipes")) and path.suffix in ("", ".yaml")
     if not path.is_file() and is_bare and packaged.is_file():
@@ -44,14 +48,67 @@ def find_recipe(name: str) -> Path:
         return path
     if path.is_dir():
         inside = next((p for p in (path / "config.yaml", *sorted(path.glob("*.yaml"))) if p.is_file()), None)
-        mend = f"did you mean {inside}?" if inside else "give a recipe's name or path"
-        raise UserError(f"--config {name}: a folder, not a recipe; {mend}")
+        hint = f"did you mean {inside}?" if inside else "give a recipe's name or path"
+        raise UserError(f"{given}: a folder, not a recipe; {hint}")
     beside = [other for ending in (".yaml", ".yml") if (other := path.with_suffix(ending)).is_file()]
     if beside:
-        raise UserError(f"--config {name}: no such file; did you mean {beside[0]}?")
+        raise UserError(f"{given}: no such file; did you mean {beside[0]}?")
     near = nearest(path.stem, recipe_names()) if is_bare else None
     hint = f"did you mean {near}? " if near else ""
-    raise UserError(f"--config {name}: no such file or recipe; {hint}`ssl-weighting recipes` lists them")
+    raise UserError(f"{given}: no such file or recipe; {hint}`ssl-weighting recipes` lists them")
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """What a recipe says, on top of what the recipe says that it names as its ``base``.
+
+    Raises:
+        UserError: If there is no such base, or it leads back to the recipe.
+    """
+    return _read_on_base(path, [])
+
+
+def config_argument(path: Path) -> str:
+    """A recipe as ``--config`` takes it: its path, or its whole text where it has a base."""
+    if "base" not in _content(path):
+        return str(path)
+    return str(yaml.safe_dump(read_recipe(path), sort_keys=False, allow_unicode=True))
+
+
+def _read_on_base(path: Path, above: list[Path]) -> dict[str, Any]:
+    content = _content(path)
+    if "base" not in content:
+        return content
+    base = content.pop("base")
+    given = f"base={base} in {path}"
+    if not isinstance(base, str) or not base:
+        raise UserError(f"{given}: must be the name or path of a recipe, or be left out")
+    beside = (path.parent / base, path.parent / f"{base}.yaml")
+    found = next((file for file in beside if file.is_file()), None) or find_recipe(base, given)
+    check_recipe(found)
+    above = [*above, path.resolve()]
+    if found.resolve() in above:
+        raise UserError(f"{given}: leads back to {found}; name another recipe, or leave base out")
+    return _merged(_read_on_base(found, above), content)
+
+
+def _content(path: Path) -> dict[str, Any]:
+    try:
+        return dict(yaml.safe_load(path.read_text(encoding="utf-8-sig")))
+    except yaml.YAMLError as error:
+        raise UserError(f"--config {path}: {_yaml_fault(path, error)}") from None
+    except ValueError as error:  # a date that the calendar has not
+        raise UserError(f"--config {path}: {error}; put it into quotes") from None
+
+
+def _merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings joined, key by key; what is no mapping is replaced."""
+    merged = dict(base)
+    for key, value in own.items():
+        below = merged.get(key)
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            value = _merged(below, value)
+        merged[key] = value
+    return merged
 
 
 def check_recipe(path: Path) -> None:

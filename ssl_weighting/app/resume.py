@@ -124,8 +124,8 @@ def say_complete(run: Resumed, steps: int, typed: bool) -> None:
     Raises:
         UserError: If fewer steps are typed than the run has made.
     """
-    mend = f"ssl-weighting resume {shlex.quote(str(run.directory))} --trainer.max_steps {2 * run.step}"
-    said = f"the run is complete at step {run.step} and nothing is left to train; {mend} trains longer"
+    hint = f"ssl-weighting resume {shlex.quote(str(run.directory))} --trainer.max_steps {2 * run.step}"
+    said = f"the run is complete at step {run.step} and nothing is left to train; {hint} trains longer"
     if typed and steps < run.step:
         raise UserError(f"trainer.max_steps={steps}: {said}")
     if is_first_process():
@@ -160,22 +160,22 @@ def refuse_changes(run: Resumed, changes: dict[str, tuple[Any, Any]]) -> None:
             )
 
 
-def refuse_without_effect(typed: Mapping[str, str], split: Any, mend: str) -> None:
+def refuse_without_effect(typed: Mapping[str, str], split: Any, hint: str) -> None:
     """Refuse options that draw a split where a file says what it is.
 
     Args:
         typed: Options of the command line.
         split: The file.
-        mend: What else to type.
+        hint: What else to type.
 
     Raises:
-        UserError: Naming the first, and the mend.
+        UserError: Naming the first, and what to do.
     """
     for key in ("num_labeled", "num_validation", "num_unlabeled", "foreign_fraction", "split_seed"):
         if f"data.{key}" in typed and typed[f"data.{key}"] != "null":
             raise UserError(
                 f"data.{key}={typed[f'data.{key}']}: has no effect, for data.split={split} says which examples are "
-                f"labelled, validate and are unlabelled; leave it out, or {mend}"
+                f"labelled, validate and are unlabelled; leave it out, or {hint}"
             )
 
 

@@ -31,11 +31,11 @@ from ssl_weighting.app.callbacks import (
     progress_callback,
 )
 from ssl_weighting.app.callbacks.wandb_dashboard import finish_wandb_runs, name_wandb_run
-from ssl_weighting.app.configurations import differences, share_encoder_name, told
+from ssl_weighting.app.configurations import differences, share_encoder_name, summarised
 from ssl_weighting.app.dashboard import has_wandb_key
 from ssl_weighting.app.launch import agreed, explained, locked, on_one_line, release
 from ssl_weighting.app.parser import Parser
-from ssl_weighting.app.recipes import find_recipe
+from ssl_weighting.app.recipes import config_argument, find_recipe
 from ssl_weighting.app.redact import without_secrets
 from ssl_weighting.app.report.page import write_page
 from ssl_weighting.app.resume import (
@@ -177,7 +177,7 @@ class CLI(LightningCLI):
         if 0 < steps <= run.step:
             say_complete(run, steps, "trainer.max_steps" in self.typed)
         else:
-            say_resumed(run, self.recipe, told(changes))
+            say_resumed(run, self.recipe, summarised(changes))
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         assert self.directory is not None
@@ -232,10 +232,10 @@ class CLI(LightningCLI):
         self.trainer.validate(self.model, self.datamodule, verbose=False)
         if self.datamodule.has_test:
             self.trainer.test(self.model, self.datamodule, verbose=False)
-        weights, happened = self.model.weighting.known(self.model.weighting.sampled())
+        weights, statistics = self.model.weighting.known(self.model.weighting.sampled())
         if self.trainer.is_global_zero:
             page = write_page(Run(self.directory), self.datamodule)
-            print_summary(self.model, weights, happened, self.directory, page)
+            print_summary(self.model, weights, statistics, self.directory, page)
         finish_wandb_runs(self.trainer)
 
 
@@ -288,12 +288,12 @@ def run(argv: list[str]) -> Path | None:
 def _fault(causes: list[BaseException]) -> UserError | None:
     """What a person needs to know of an error and of what it came from: jsonargparse wraps what constructors raise."""
     ours = next((on_one_line(cause) for cause in causes if isinstance(cause, UserError)), None)
-    told = (fault for cause in causes for fault in (explained(cause), refused(cause)) if fault is not None)
-    return ours or next(told, None)
+    known = (fault for cause in causes for fault in (explained(cause), refused(cause)) if fault is not None)
+    return ours or next(known, None)
 
 
 def _resolved(argv: list[str]) -> tuple[list[str], str, Resumed | None]:
-    """Recipes' names turned into paths, the recipe's name, and the run that goes on, if one does.
+    """Recipes' names turned into what jsonargparse reads, the recipe's name, and the run that goes on, if one does.
 
     Its own configuration is then the recipe, and what was typed comes after it.
     """
@@ -309,7 +309,8 @@ def _resolved(argv: list[str]) -> tuple[list[str], str, Resumed | None]:
         if option != "--ckpt_path":
             path = find_recipe(value if equals else "".join(argv[last : last + 1]))
             recipe = path.resolve().parent.parent.name if path.name == "config.yaml" else path.stem
-            argv[last] = f"{option}={path}" if equals else str(path)
+            read = config_argument(path)
+            argv[last] = f"{option}={read}" if equals else read
     if given is None:
         return argv, recipe or "custom", None
     goes_on = resumed(given, home_path(options.get("runs", "runs")), recipe, options.get("seed_everything"))

@@ -13,18 +13,18 @@ from ssl_weighting.weighting import Statistics
 
 
 def print_summary(
-    module: SSLModule, weights: Tensor, happened: Statistics, directory: Path, page: Path
+    module: SSLModule, weights: Tensor, statistics: Statistics, directory: Path, page: Path
 ) -> None:
     """A small table: errors, the range of λ, and where everything lies.
 
     Args:
         module: The trained and evaluated module.
         weights: λ of the examples ``module.weighting.sampled()``, (n,).
-        happened: What happened to them.
+        statistics: What happened to them.
         directory: The run's folder.
         page: Its report page.
     """
-    values, moved = weights.float(), int((happened.updates > 0).sum())
+    values, moved = weights.float(), int((statistics.updates > 0).sum())
     table = Table(show_header=False, title="finished", title_justify="left")
     table.add_row("θ steps", f"{module.trainer.global_step}")
     for key, name in (("validation/error", "validation error"), ("test/error", "test error")):

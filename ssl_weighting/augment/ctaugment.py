@@ -4,8 +4,9 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
+from ssl_weighting.augment.base import ImageAugmentation
 from ssl_weighting.augment.ops import RESCALE_METHODS, apply_ops, check_images, cutout
 
 
@@ -52,14 +53,14 @@ class ProbeRecord(NamedTuple):
     """int64 (B, depth, 2): the bin of each parameter; -1 where the operation has no such parameter."""
 
 
-class CTAugment(nn.Module):
+class CTAugment(ImageAugmentation):
     """Two operations for each image, of strengths at which the model still recognises the image.
 
     Every parameter of an operation has its range cut into bins, and every bin has a rate in [0, 1], first 1,
     in the buffer ``rates``: (operations, 2, 17), 0 where there is no such bin. A bin's probability is
     proportional to its rate plus 1 - decay, or 0 if that is less than ``threshold`` of the largest of its
     parameter; the level is uniform within the bin. Operations are drawn uniformly, with replacement.
-    :meth:`forward` ends with a cutout of half the width.
+    :meth:`augment` ends with a cutout of half the width.
 
     To learn: augment labelled images by :meth:`probe`, show them to the model, and give its probabilities to
     :meth:`update`.
@@ -103,6 +104,8 @@ class CTAugment(nn.Module):
     bin_counts: Tensor
     ranges: Tensor
 
+    settings = ("depth", "threshold", "decay")
+
     def __init__(self, depth: int = 2, threshold: float = 0.8, decay: float = 0.99) -> None:
         super().__init__()
         if depth < 1:
@@ -123,19 +126,8 @@ class CTAugment(nn.Module):
         exists = torch.arange(int(counts.max())) < counts[:, :, None]
         self.register_buffer("rates", exists.float())
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Augment each image by operations drawn from the rates, then cut a square of half its width out.
-
-        Args:
-            images: float32 (B, C, H, W) in [0, 1], C = 1 or 3.
-
-        Returns:
-            float32 (B, C, H, W) in [0, 1], a new tensor.
-
-        Raises:
-            ValueError: if ``images`` has another shape or type.
-        """
-        check_images(images)
+    def augment(self, images: Tensor) -> Tensor:
+        """Augment each image by operations drawn from the rates, then cut a square of half its width out."""
         augmented = self._augment(images, *self.draw(len(images)))
         return cutout(augmented, torch.full(images.shape[:1], 0.5, device=images.device))
 
@@ -228,7 +220,3 @@ class CTAugment(nn.Module):
         low, high = self.ranges[operations].unbind(-1)
         called = operations + method * (operations == _RESCALE)
         return apply_ops(images, _CALLED, called.mT, (low + (high - low) * level).mT)
-
-    def extra_repr(self) -> str:
-        """Name the settings when the module is printed."""
-        return f"depth={self.depth}, threshold={self.threshold}, decay={self.decay}"

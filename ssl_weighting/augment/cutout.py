@@ -1,12 +1,13 @@
 """Cutout as a view of its own."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ssl_weighting.augment.ops import check_images, cutout
+from ssl_weighting.augment.base import ImageAugmentation
+from ssl_weighting.augment.ops import cutout
 
 
-class Cutout(nn.Module):
+class Cutout(ImageAugmentation):
     """Grey out one square of each image, around a uniformly drawn pixel and clipped at the borders.
 
     DeVries & Taylor 2017, as UDA and FixMatch end their strong view: side 16 on 32 x 32 images.
@@ -19,6 +20,8 @@ class Cutout(nn.Module):
         ValueError: if the square would have no side or would be wider than the image.
     """
 
+    settings = ("fraction",)
+
     def __init__(self, size: int | float = 16) -> None:
         super().__init__()
         self.fraction = size / 32 if isinstance(size, int) else size
@@ -28,21 +31,6 @@ class Cutout(nn.Module):
                 f"width in (0, 1], got {size}"
             )
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Draw a square for each image.
-
-        Args:
-            images: float32 (B, C, H, W) in [0, 1], C = 1 or 3.
-
-        Returns:
-            float32 (B, C, H, W), a new tensor.
-
-        Raises:
-            ValueError: if ``images`` has another shape or type.
-        """
-        check_images(images)
+    def augment(self, images: Tensor) -> Tensor:
+        """Draw a square for each image."""
         return cutout(images, torch.full(images.shape[:1], self.fraction, device=images.device))
-
-    def extra_repr(self) -> str:
-        """Name the settings when the module is printed."""
-        return f"fraction={self.fraction}"

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ssl_weighting.augment.ops import apply_ops, check_images
+from ssl_weighting.augment.base import ImageAugmentation
+from ssl_weighting.augment.ops import apply_ops
 
 
 class _Strength(NamedTuple):
@@ -45,7 +46,7 @@ _POLICIES = {
 }
 
 
-class RandAugment(nn.Module):
+class RandAugment(ImageAugmentation):
     """Two operations for each image, drawn with replacement, each applied with probability 1/2.
 
     Each has a level m from 1 to 9, drawn uniformly:
@@ -80,6 +81,8 @@ class RandAugment(nn.Module):
         ValueError: if ``policy`` is neither.
     """
 
+    settings = ("policy",)
+
     def __init__(self, policy: Literal["fixmatch", "uda"] = "fixmatch") -> None:
         super().__init__()
         if policy not in _POLICIES:
@@ -93,19 +96,8 @@ class RandAugment(nn.Module):
         signed = [strength.signed for strength in strengths.values()]
         self.signed = torch.tensor(signed)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Augment each image by its own two operations.
-
-        Args:
-            images: float32 (B, C, H, W) in [0, 1], C = 1 or 3.
-
-        Returns:
-            float32 (B, C, H, W) in [0, 1], a new tensor.
-
-        Raises:
-            ValueError: if ``images`` has another shape or type.
-        """
-        check_images(images)
+    def augment(self, images: Tensor) -> Tensor:
+        """Augment each image by its own two operations."""
         return apply_ops(images, self.names, *self.draw(len(images)))
 
     def draw(self, batch: int) -> tuple[Tensor, Tensor]:
@@ -121,7 +113,3 @@ class RandAugment(nn.Module):
         negative = self.signed[choice] & (torch.rand(shape) < 0.5)
         applied = torch.rand(shape) < 0.5
         return torch.where(applied, choice, -1), torch.where(negative, -magnitude, magnitude)
-
-    def extra_repr(self) -> str:
-        """Name the settings when the module is printed."""
-        return f"policy={self.policy!r}"

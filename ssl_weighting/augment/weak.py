@@ -1,12 +1,12 @@
 """The weak view: flip and crop."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ssl_weighting.augment.ops import check_images
+from ssl_weighting.augment.base import ImageAugmentation
 
 
-class RandomFlipCrop(nn.Module):
+class RandomFlipCrop(ImageAugmentation):
     """Mirror each image with probability 1/2, reflect-pad it and crop it back to its size at random.
 
     The weak augmentation of MixMatch, UDA and FixMatch: padding 4 with flips on CIFAR, without on SVHN.
@@ -19,6 +19,8 @@ class RandomFlipCrop(nn.Module):
         ValueError: if ``padding`` is negative.
     """
 
+    settings = ("padding", "flip")
+
     def __init__(self, padding: int = 4, flip: bool = True) -> None:
         super().__init__()
         if padding < 0:
@@ -26,19 +28,12 @@ class RandomFlipCrop(nn.Module):
         self.padding = padding
         self.flip = flip
 
-    def forward(self, images: Tensor) -> Tensor:
+    def augment(self, images: Tensor) -> Tensor:
         """Draw a flip and a crop for each image.
 
-        Args:
-            images: float32 (B, C, H, W) in [0, 1], C = 1 or 3.
-
-        Returns:
-            float32 (B, C, H, W), a new tensor.
-
         Raises:
-            ValueError: if ``images`` has another shape or type, or is too small for the padding.
+            ValueError: if the images are too small for the padding.
         """
-        check_images(images)
         n, c, h, w = images.shape
         if self.padding >= min(h, w):
             raise ValueError(
@@ -57,7 +52,3 @@ class RandomFlipCrop(nn.Module):
         shift = torch.randint(-self.padding, self.padding + 1, (n, 1), device=device)
         position = (torch.arange(size, device=device) + shift).abs()
         return size - 1 - (size - 1 - position).abs()
-
-    def extra_repr(self) -> str:
-        """Name the settings when the module is printed."""
-        return f"padding={self.padding}, flip={self.flip}"

@@ -48,9 +48,9 @@ class TimmModel(Backbone):
         except TypeError as error:
             raise UserError(f"model.backbone.arguments={arguments}: {error}") from None
         except (OSError, RuntimeError) as error:
-            mend = "; pretrained: false trains from scratch" if pretrained else ""
+            hint = "; pretrained: false trains from scratch" if pretrained else ""
             raise UserError(
-                f"model.backbone.name={name}: cannot be made ({' '.join(str(error).split())[:150]}){mend}"
+                f"model.backbone.name={name}: cannot be made ({' '.join(str(error).split())[:150]}){hint}"
             ) from None
         self.feature_dim = int(getattr(self.model, "head_hidden_size", None) or self.model.num_features)
         if last_block:

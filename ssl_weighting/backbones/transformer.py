@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from ssl_weighting.backbones.base import Backbone
 from ssl_weighting.errors import UserError
-from ssl_weighting.files import git_lfs_pointer
+from ssl_weighting.files import not_loaded
 from ssl_weighting.protocols import Inputs
 
 BUCKET_SAVING = 0.05
@@ -212,25 +212,17 @@ def _pretrained(name: str, layers: int | None) -> tuple[Any, bool]:
             **({} if layers is None else {"num_hidden_layers": layers}),
         )
     except Exception as error:  # the libraries beneath raise whatever a damaged file makes of them
-        reason = " ".join(f"{type(error).__name__}: {error}".split()).split(". ")[0]
-        if pointer := git_lfs_pointer(name):
-            raise UserError(
-                f"model.backbone.name={name}: its {pointer} is a pointer of git-lfs, not the file itself; get it with "
-                "`git lfs pull`"
-            ) from None
-        raise UserError(
-            f"model.backbone.name={name}: no encoder to be had ({reason[:160]}); give a folder that holds config.json "
-            "and a whole model.safetensors, or a name on the Hugging Face hub while the network is there"
-        ) from None
+        files = "config.json and a whole model.safetensors"
+        raise not_loaded("model.backbone.name", name, error, "encoder", files) from None
     missing = [key for key in report["missing_keys"] if "pooler" not in key]
     if missing:
-        mend = (
+        hint = (
             "give a whole encoder"
             if layers is None
             else f"is model.backbone.layers={layers} more than it has?"
         )
         raise UserError(
-            f"model.backbone.name={name}: its weights lack {missing[0]} and {len(missing) - 1} more; {mend}"
+            f"model.backbone.name={name}: its weights lack {missing[0]} and {len(missing) - 1} more; {hint}"
         )
     return encoder, any("pooler" in key for key in report["missing_keys"])
 

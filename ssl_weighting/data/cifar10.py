@@ -7,23 +7,19 @@ import tarfile
 import tempfile
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
 
 import numpy as np
 import torch
 from torchvision.datasets import CIFAR10
 
 from ssl_weighting.augment import RandomFlipCrop
+from ssl_weighting.data.downloaded import DownloadedImages
 from ssl_weighting.data.files import DataUnpickler, check_md5, download, one_line
-from ssl_weighting.data.images import read_images
-from ssl_weighting.data.module import SSLData
-from ssl_weighting.data.remembered import NewExamples
 from ssl_weighting.data.source import InMemory
 from ssl_weighting.errors import UserError
-from ssl_weighting.files import home_path
 
 
-class Cifar10(SSLData):
+class Cifar10(DownloadedImages):
     """CIFAR-10: 50,000 training and 10,000 test images of 32×32 pixels, 10 classes of equal size.
 
     Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009. The files are torchvision's:
@@ -33,11 +29,7 @@ class Cifar10(SSLData):
     Args:
         root: Folder that holds ``cifar-10-batches-py`` or ``cifar-10-python.tar.gz``, or is the former.
         download: Download the archive if neither is there (163 MiB). What is there is never overwritten.
-        verify_checksum: Refuse files that have not the official md5. Switch it off for copies from a mirror
-            that were written anew.
-        normalise_by: ``range`` maps pixels to [−1, 1] (Google's code: MixMatch, FixMatch, Ren et al.);
-            ``statistics`` subtracts the data set's mean and divides by its deviation, a channel (UDA's code).
-        kwargs: See :class:`~ssl_weighting.data.module.SSLData`.
+        kwargs: See :class:`~ssl_weighting.data.downloaded.DownloadedImages`.
     """
 
     name = "cifar10"
@@ -54,27 +46,7 @@ class Cifar10(SSLData):
         "truck",
     )
     augmentations = MappingProxyType({"weak": RandomFlipCrop(padding=4, flip=True)})
-    mean = (0.5, 0.5, 0.5)
-    std = (0.5, 0.5, 0.5)
-
-    def __init__(
-        self,
-        root: Path = Path("data"),
-        download: bool = True,
-        verify_checksum: bool = True,
-        normalise_by: Literal["range", "statistics"] = "range",
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self.root = home_path(root)
-        self.download, self.verify_checksum = download, verify_checksum
-        if normalise_by == "statistics":
-            self.mean = (0.49139968, 0.48215841, 0.44653091)
-            self.std = (0.24703223, 0.24348513, 0.26158784)
-
-    def read_new(self, where: Path, key: str = "--on") -> NewExamples:
-        """A folder of images, or a table of paths, scaled to 32 pixels; see :meth:`SSLData.read_new`."""
-        return read_images(where, 32, None, key)
+    statistics = ((0.49139968, 0.48215841, 0.44653091), (0.24703223, 0.24348513, 0.26158784))
 
     def prepare_data(self) -> None:
         """Download on one process a node, before all of them load."""

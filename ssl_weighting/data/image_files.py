@@ -265,8 +265,8 @@ def _of_folder(where: Path, key: str, without: tuple[Path, ...], notes: list[str
 
 def _of_table(where: Path, key: str, paths: str, labels: str) -> list[NamedImage]:
     _require_table(where, f"{key}={where}")
-    mend = "name yours with --data.path_column and --data.label_column"
-    table = read_table(str(where), key.removeprefix("data."), paths, labels, mend)
+    hint = "name yours with --data.path_column and --data.label_column"
+    table = read_table(str(where), key.removeprefix("data."), paths, labels, hint)
     return [
         NamedImage(str(_existing(path, where, key)), path, class_name(label or ""))
         for path, label in zip(table[paths].to_pylist(), table[labels].to_pylist(), strict=True)
@@ -293,8 +293,8 @@ def listed(where: Path, key: str, column: str) -> list[ImageFile]:
     """
     what = named(key, where)
     _require_table(where, what)
-    mend = "the run was trained on images: name the column of their paths with --data.path_column"
-    (paths,) = read_columns(where, what, (Column(column, mend),))
+    hint = "the run was trained on images: name the column of their paths with --data.path_column"
+    (paths,) = read_columns(where, what, (Column(column, hint),))
     if not len(paths):
         raise UserError(f"{what}: has no rows")
     return [ImageFile(str(_existing(path, where, key)), path, -1) for path in paths.to_pylist()]

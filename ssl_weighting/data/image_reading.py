@@ -139,10 +139,10 @@ class ImageReader:
             )
         flat = [file for file, pixels in good if pixels is not None and is_flat(pixels)]
         if flat:
-            mend = "" if self.levels is None else "; data.levels says which values become black and white"
+            hint = "" if self.levels is None else "; data.levels says which values become black and white"
             say(
                 f"{key}: {len(flat)} of {len(good)} images are of one colour all over and show nothing: "
-                f"{_listed(flat)}; look at them{mend}"
+                f"{_listed(flat)}; look at them{hint}"
             )
 
 

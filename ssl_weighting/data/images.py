@@ -319,10 +319,10 @@ class Images(SSLData):
 
     def _numbered(self, named: list[NamedImage], key: str, where: Path) -> list[ImageFile]:
         numbers = {name: number for number, name in enumerate(self.all_class_names)} | {"": -1}
-        strange = sorted({file.label for file in named} - {*numbers})
-        if strange:
+        unknown = sorted({file.label for file in named} - {*numbers})
+        if unknown:
             raise UserError(
-                f"{key}={where}: holds the classes {', '.join(strange[:5])}, which data.labeled does not have; "
+                f"{key}={where}: holds the classes {', '.join(unknown[:5])}, which data.labeled does not have; "
                 "rename or remove them"
             )
         return [ImageFile(file.path, file.name, numbers[file.label]) for file in named]

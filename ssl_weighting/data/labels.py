@@ -204,9 +204,9 @@ def numbers_of(labels: pa.Array, names: Sequence[str], key: str) -> Tensor:
     numbers = pc.index_in(labels, pa.array(names, pa.large_string()))
     unknown = pc.and_(pc.is_null(numbers), pc.is_valid(labels))
     if pc.any(unknown).as_py():
-        strange = pc.filter(labels, unknown)[0].as_py()
+        first = pc.filter(labels, unknown)[0].as_py()
         listed = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-        raise UserError(f"{key}: label {strange!r} is not among those of data.train: {listed}")
+        raise UserError(f"{key}: label {first!r} is not among those of data.train: {listed}")
     return torch.from_numpy(pc.fill_null(numbers, -1).cast(pa.int64()).to_numpy(zero_copy_only=False).copy())
 
 
@@ -232,9 +232,9 @@ def class_numbers(labels: Any, key: str) -> Tensor:
         return numbers.to(torch.int64)
     known = numbers[~numbers.isnan()]
     if (known != known.floor()).any() or known.isinf().any():
-        strange = float(known[(known != known.floor()) | known.isinf()][0])
+        first = float(known[(known != known.floor()) | known.isinf()][0])
         raise UserError(
-            f"{key}: the label {strange:g} is no class number, and probabilities as labels are not provided for; give "
+            f"{key}: the label {first:g} is no class number, and probabilities as labels are not provided for; give "
             "whole numbers from 0, and -1 where unknown"
         )
     return numbers.nan_to_num(-1).to(torch.int64)

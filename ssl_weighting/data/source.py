@@ -95,6 +95,14 @@ class ExampleSet(Dataset[Batch | LabeledBatch]):
     def __len__(self) -> int:
         return len(self.rows)
 
+    def raw(self, positions: Tensor | slice = slice(None)) -> Inputs:
+        """Raw inputs at some positions of the list, (n,) int64, or at all."""
+        return self.source.fetch(self.rows[positions])
+
+    def describe(self, positions: Tensor | slice = slice(None)) -> list[str]:
+        """What a person knows the examples at some positions of the list by, (n,) int64, or at all."""
+        return self.source.describe(self.rows[positions])
+
     def __getitems__(self, positions: Sequence[int]) -> Batch | LabeledBatch:
         """The batch at these positions of the list."""
         row = torch.as_tensor(positions, dtype=torch.int64)

@@ -307,13 +307,13 @@ def read_split(path: Path, data_set: str, checksum: str) -> Split:
         raise UserError(
             f"data.split={path}: its lists do not match its own sha256: the file was changed; draw it again"
         )
-    mend = "draw a new split with --data.split null"
+    hint = "draw a new split with --data.split null"
     if split.data_set != data_set:
-        raise UserError(f"data.split={path}: made for {split.data_set}, but the data is {data_set}; {mend}")
+        raise UserError(f"data.split={path}: made for {split.data_set}, but the data is {data_set}; {hint}")
     if split.checksum != checksum:
         raise UserError(
             f"data.split={path}: the examples have changed since it was drawn (added, removed or changed): bring them "
-            f"back, or {mend}"
+            f"back, or {hint}"
         )
     return split
 

@@ -159,19 +159,19 @@ class LabeledAndStreamed:
 
     def thumbnails(self, rows: Tensor, side: int) -> list[Image.Image]:
         """See :class:`~ssl_weighting.data.images.ImageFiles`; a damaged one is grey."""
-        first, shown = len(self.given.labels), {}
+        first, images = len(self.given.labels), {}
         for row in sorted(set(rows.tolist())):  # in order, so that a block is read once
             if row < first:
-                (shown[row],) = self.given.thumbnails(torch.tensor([row]), side)
+                (images[row],) = self.given.thumbnails(torch.tensor([row]), side)
                 continue
             try:
                 with quiet():
-                    shown[row] = thumbnail(BytesIO(self.reader[row - first]), side, self.given.levels)
+                    images[row] = thumbnail(BytesIO(self.reader[row - first]), side, self.given.levels)
             except UserError:  # the stream itself ends early, say
                 raise
             except Exception:  # a damaged file can raise nearly anything
-                shown[row] = as_image(self.fetch(torch.tensor([row]))[0])
-        return [shown[row] for row in rows.tolist()]
+                images[row] = as_image(self.fetch(torch.tensor([row]))[0])
+        return [images[row] for row in rows.tolist()]
 
 
 class StreamedImages(Images):

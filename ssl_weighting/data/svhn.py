@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,16 +12,13 @@ from torch import Tensor
 from torchvision.datasets import SVHN
 
 from ssl_weighting.augment import RandomFlipCrop
+from ssl_weighting.data.downloaded import DownloadedImages
 from ssl_weighting.data.files import check_md5, download, one_line
-from ssl_weighting.data.images import read_images
-from ssl_weighting.data.module import SSLData
-from ssl_weighting.data.remembered import NewExamples
 from ssl_weighting.data.source import InMemory
 from ssl_weighting.errors import UserError
-from ssl_weighting.files import home_path
 
 
-class Svhn(SSLData):
+class Svhn(DownloadedImages):
     """SVHN, cropped digits: 73,257 training and 26,032 test images of 32×32 pixels, 10 unequal classes.
 
     Netzer et al., "Reading Digits in Natural Images with Unsupervised Feature Learning", 2011. The files are
@@ -34,41 +31,22 @@ class Svhn(SSLData):
         root: Folder that holds the ``.mat`` files.
         download: Download those that are not there (train 174 MiB, test 61 MiB, extra 1.2 GiB). What is there
             is never overwritten.
-        verify_checksum: Refuse files that have not the official md5. Switch it off for copies from a mirror
-            that were written anew.
         extra: Add the 531,131 extra images to the training set, behind its own. In FixMatch's code ``svhn``
             is with them, ``svhn_noextra`` without. Off is the usual protocol: the scripts of MixMatch's and
             ReMixMatch's SVHN tables run ``svhn_noextra`` (MixMatch has a further table with ``svhn``).
-        normalise_by: ``range`` maps pixels to [−1, 1] (Google's code: MixMatch, FixMatch, Ren et al.);
-            ``statistics`` subtracts the data set's mean and divides by its deviation, a channel (UDA's code).
-        kwargs: See :class:`~ssl_weighting.data.module.SSLData`.
+        kwargs: See :class:`~ssl_weighting.data.downloaded.DownloadedImages`.
     """
 
     name = "svhn"
     all_class_names = tuple("0123456789")
     augmentations = MappingProxyType({"weak": RandomFlipCrop(padding=4, flip=False)})
-    mean = (0.5, 0.5, 0.5)
-    std = (0.5, 0.5, 0.5)
+    statistics = ((0.4376821, 0.4437697, 0.47280442), (0.19803012, 0.20101562, 0.19703614))
 
     def __init__(
-        self,
-        root: Path = Path("data"),
-        download: bool = True,
-        verify_checksum: bool = True,
-        extra: bool = False,
-        normalise_by: Literal["range", "statistics"] = "range",
-        **kwargs: Any,
+        self, root: Path = Path("data"), download: bool = True, extra: bool = False, **kwargs: Any
     ) -> None:
-        super().__init__(**kwargs)
-        self.root = home_path(root)
-        self.download, self.verify_checksum, self.extra = download, verify_checksum, extra
-        if normalise_by == "statistics":
-            self.mean = (0.4376821, 0.4437697, 0.47280442)
-            self.std = (0.19803012, 0.20101562, 0.19703614)
-
-    def read_new(self, where: Path, key: str = "--on") -> NewExamples:
-        """A folder of images, or a table of paths, scaled to 32 pixels; see :meth:`SSLData.read_new`."""
-        return read_images(where, 32, None, key)
+        super().__init__(root, download, **kwargs)
+        self.extra = extra
 
     def prepare_data(self) -> None:
         """Download on one process a node, before all of them load."""

@@ -25,12 +25,12 @@ class Column(NamedTuple):
 
     Attributes:
         name: Its name; one that differs by case or blanks is taken where there is no other.
-        mend: What to do where it is missing.
+        hint: What to do where it is missing.
         is_label: Whether it holds labels, not texts.
     """
 
     name: str
-    mend: str
+    hint: str
     is_label: bool = False
 
 
@@ -48,7 +48,7 @@ def read_table(
     split: str,
     text: str,
     label: str,
-    mend: str = NAME_COLUMNS,
+    hint: str = NAME_COLUMNS,
     known: Sequence[str] | None = None,
 ) -> pa.Table:
     """Texts and labels of a file, or of a split on the hub; every row, in order.
@@ -58,7 +58,7 @@ def read_table(
         split: ``train`` or ``test``: the key in ``data`` that names it, and the split on the hub.
         text: Column of the texts; comes back as strings, without missing ones.
         label: Column of the labels; comes back as strings, null where there is none.
-        mend: What to do where a column is missing.
+        hint: What to do where a column is missing.
         known: The classes, where training data have decided on them.
 
     Raises:
@@ -66,8 +66,8 @@ def read_table(
     """
     path, key = home_path(name), f"data.{split}={name}"
     if text == label:
-        raise UserError(f"{key}: the column {text!r} cannot hold both the texts and the labels; {mend}")
-    columns = (Column(text, mend), Column(label, mend, is_label=True))
+        raise UserError(f"{key}: the column {text!r} cannot hold both the texts and the labels; {hint}")
+    columns = (Column(text, hint), Column(label, hint, is_label=True))
     if table_ending(path) or path.is_file():
         texts, labels = read_columns(path, key, columns)
     else:
@@ -130,7 +130,7 @@ def _place(names: Sequence[str], column: Column, key: str) -> int:
         raise UserError(f"{key}: {len(places)} of its columns are called {column.name!r}; rename all but one")
     if not places:
         listed = ", ".join(name or "''" for name in names[:20]) + (", ..." if len(names) > 20 else "")
-        raise UserError(f"{key}: has no column {column.name!r} but {listed}; {column.mend}")
+        raise UserError(f"{key}: has no column {column.name!r} but {listed}; {column.hint}")
     return places[0]
 
 
@@ -147,7 +147,7 @@ def _checked(values: pa.ChunkedArray, column: Column, key: str) -> pa.Array:
         except pa.ArrowException:
             raise UserError(f"{what} holds bytes that are no UTF-8; write texts") from None
     if not (pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type)):
-        raise UserError(f"{what} holds {texts.type}, not texts; {column.mend}")
+        raise UserError(f"{what} holds {texts.type}, not texts; {column.hint}")
     return pc.fill_null(texts.cast(pa.large_string()), "")
 
 
@@ -176,14 +176,14 @@ def _read_parquet(path: Path, choose: Choice) -> list[pa.ChunkedArray]:
     return [table.column(names[place]) for place in places]
 
 
-def from_hub(name: str, split: str, key: str, mend: str) -> pa.Table:
+def from_hub(name: str, split: str, key: str, hint: str) -> pa.Table:
     """A split of a data set on the Hugging Face hub, or of its copy in the local cache; no code of it is run.
 
     Args:
         name: Its name.
         split: Which split.
         key: What asked for it, for messages: key and value.
-        mend: What to do without the hub, for messages.
+        hint: What to do without the hub, for messages.
 
     Raises:
         UserError: If it is not to be had.
@@ -198,7 +198,7 @@ def from_hub(name: str, split: str, key: str, mend: str) -> pa.Table:
     except Exception as error:  # the libraries beneath raise whatever the network makes of it
         raise UserError(
             f"{key}: the split {split} of {name} is not to be had from the Hugging Face hub "
-            f"({one_line(error)[:160]}); {mend}"
+            f"({one_line(error)[:160]}); {hint}"
         ) from None
     columns = {}
     for column, feature in data.features.items():

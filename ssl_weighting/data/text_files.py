@@ -96,9 +96,9 @@ class TextFile:
                     sample += line
         found = from_bytes(head + b"\n" + sample, cp_isolation=list(ENCODINGS))
         best = found.best()
-        mend = "save it as UTF-8 (spreadsheets call it CSV UTF-8; or iconv -f {} -t utf-8)"
+        hint = "save it as UTF-8 (spreadsheets call it CSV UTF-8; or iconv -f {} -t utf-8)"
         if best is None or best.coherence == 0:
-            raise UserError(f"{self.key}: line {number} is not UTF-8; {mend.format('ITS_ENCODING')}")
+            raise UserError(f"{self.key}: line {number} is not UTF-8; {hint.format('ITS_ENCODING')}")
         likely = [match for match in found if match.chaos == best.chaos and match.coherence == best.coherence]
         name = best.encoding
         try:
@@ -107,10 +107,10 @@ class TextFile:
                 name = "cp1252"
         except UnicodeDecodeError:
             pass
-        shown = " ".join(sample.decode(name, "replace").split())[:60]
+        excerpt = " ".join(sample.decode(name, "replace").split())[:60]
         warnings.warn(
-            f"{self.key}: is not UTF-8 and is read as {name} (such as: {shown}); if these letters are wrong, "
-            + mend.format("ITS_ENCODING"),
+            f"{self.key}: is not UTF-8 and is read as {name} (such as: {excerpt}); if these letters are wrong, "
+            + hint.format("ITS_ENCODING"),
             DataWarning,
             stacklevel=2,
         )

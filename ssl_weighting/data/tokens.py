@@ -21,7 +21,7 @@ from rich.progress import track
 from torch import Tensor
 
 from ssl_weighting.errors import UserError
-from ssl_weighting.files import git_lfs_pointer, home_path, whole_file
+from ssl_weighting.files import home_path, not_loaded, whole_file
 
 FORMAT = "1"
 CHUNK = 1000
@@ -61,16 +61,8 @@ def load_tokenizer(name: str) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # the libraries beneath raise whatever a damaged file makes of them
-        reason = " ".join(f"{type(error).__name__}: {error}".split()).split(". ")[0]
-        if pointer := git_lfs_pointer(name):
-            raise UserError(
-                f"data.tokenizer={name}: its {pointer} is a pointer of git-lfs, not the file itself; get it with "
-                "`git lfs pull`"
-            ) from None
-        raise UserError(
-            f"data.tokenizer={name}: no tokenizer to be had ({reason[:160]}); give a folder that holds vocab.txt or "
-            "tokenizer.json and config.json, or a name on the Hugging Face hub while the network is there"
-        ) from None
+        files = "vocab.txt or tokenizer.json and config.json"
+        raise not_loaded("data.tokenizer", name, error, "tokenizer", files) from None
     if not tokenizer.is_fast:
         raise UserError(
             f"data.tokenizer={name}: has no fast version, which tells where words end; give another"

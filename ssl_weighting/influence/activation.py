@@ -12,7 +12,7 @@ the second application are three forward passes' worth of products, the cost of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +21,7 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from ssl_weighting.errors import UserError
-from ssl_weighting.influence.evaluation import fast_layout, logits_at
+from ssl_weighting.influence.evaluation import ByName, fast_layout, logits_at
 from ssl_weighting.influence.scope import readable
 
 if TYPE_CHECKING:
@@ -55,10 +55,7 @@ class UnsupportedLayerError(UserError):
 
 @torch.enable_grad()
 def activation_products(
-    network: nn.Module,
-    parameters: Mapping[str, Tensor],
-    direction: Mapping[str, Tensor],
-    examples: Examples,
+    network: nn.Module, parameters: ByName, direction: ByName, examples: Examples
 ) -> Tensor:
     """∇ℓ_uᵀ v of some examples; see the module.
 
@@ -142,7 +139,7 @@ class _Taps:
 
 
 def _layers(
-    network: nn.Module, parameters: Mapping[str, Tensor], direction: Mapping[str, Tensor], head: str
+    network: nn.Module, parameters: ByName, direction: ByName, head: str
 ) -> dict[str, tuple[nn.Module, dict[str, Tensor]]]:
     """The layers that own the parameters in scope, each with its part of v (0 for what is not in scope)."""
     names = {id(p): name for name, p in network.named_parameters()}

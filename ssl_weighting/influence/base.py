@@ -72,7 +72,7 @@ class Influence(ABC):
             better.
 
         Raises:
-            UnsolvedError: If the Hessian cannot be inverted; names the mend.
+            UnsolvedError: If the Hessian cannot be inverted; says what to do.
             UserError: If it cannot take the network, whatever the numbers are.
         """
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ssl_weighting import checks
 from ssl_weighting.errors import UnsolvedError
-from ssl_weighting.influence.scoped import Problem, ScopedInfluence
+from ssl_weighting.influence.scoped import DampedInfluence, Problem
 
 
-class ConjugateGradient(ScopedInfluence):
+class ConjugateGradient(DampedInfluence):
     """Solves (H + δ) v = g until |g − (H + δ)v| ≤ tolerance · |g| (Martens 2010; Table A1).
 
     Where it meets a direction of negative curvature, it says so in a warning and returns what it has (along g
@@ -22,28 +22,17 @@ class ConjugateGradient(ScopedInfluence):
     Args:
         max_iterations: Most products with H.
         tolerance: Relative residual at which to stop. Float32 cannot go far below 1e-5.
-        damping: δ.
-        curvature: ``ggn`` (positive semi-definite for cross-entropy) or ``hessian`` (indefinite far from a
-            minimum).
-        options: ``scope``, ``engine`` and ``chunk_size``; see :class:`ScopedInfluence`.
+        options: ``damping``, ``curvature`` and those of every scope; see :class:`DampedInfluence`.
 
     Raises:
         UserError: For an argument out of range.
     """
 
-    def __init__(
-        self,
-        max_iterations: int = 20,
-        tolerance: float = 1e-4,
-        damping: float = 5e-4,
-        curvature: Literal["ggn", "hessian"] = "ggn",
-        **options: Any,
-    ) -> None:
+    def __init__(self, max_iterations: int = 20, tolerance: float = 1e-4, **options: Any) -> None:
         super().__init__(**options)
         checks.positive("model.influence.max_iterations", max_iterations)
         checks.positive("model.influence.tolerance", tolerance)
         self.max_iterations, self.tolerance = max_iterations, tolerance
-        self.damping, self.curvature = checks.damping(damping), checks.curvature(curvature)
 
     def solve(self, problem: Problem, gradient: Tensor) -> Tensor:
         """See :meth:`ScopedInfluence.solve`."""
@@ -69,15 +58,15 @@ class ConjugateGradient(ScopedInfluence):
         return solution
 
     def _negative(self, solution: Tensor, gradient: Tensor, curvature: float, iteration: int) -> Tensor:
-        mend = "choose model.influence.curvature='ggn' or raise model.influence.damping by at least its size"
+        hint = "choose model.influence.curvature='ggn' or raise model.influence.damping by at least its size"
         if iteration == 0 and not self.damping > 0:
             raise UnsolvedError(
                 f"model.influence.damping={self.damping:g}: the curvature along the validation gradient is "
-                f"{curvature:.3g}; {mend}"
+                f"{curvature:.3g}; {hint}"
             )
         warnings.warn(
             f"conjugate gradients met negative curvature ({curvature:.3g}) after {iteration} steps and "
-            f"stopped there; {mend}",
+            f"stopped there; {hint}",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -16,6 +16,9 @@ from torch.utils import _pytree as pytree
 from ssl_weighting.protocols import Inputs
 from ssl_weighting.terms import Distance, LossTerm, Objective
 
+ByName = Mapping[str, Tensor]
+"""A tensor for each parameter in scope, by its name in ``network.named_parameters()``."""
+
 
 @contextmanager
 def plain_evaluation(network: nn.Module) -> Iterator[None]:
@@ -58,7 +61,7 @@ def _is_compiled(module: nn.Module) -> bool:
 
 
 @contextmanager
-def parameters_at(network: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
+def parameters_at(network: nn.Module, values: ByName) -> Iterator[None]:
     """Lend the network other values of its parameters, by their names, for a while."""
     present = [(p, p.data, values[name]) for name, p in network.named_parameters() if name in values]
     try:
@@ -90,7 +93,7 @@ def of_features(term: LossTerm, dtype: torch.dtype) -> LossTerm:
     return replace(term, inputs=term.features.detach().to(dtype))
 
 
-def logits_at(network: nn.Module, parameters: Mapping[str, Tensor], inputs: Inputs, head: str) -> Tensor:
+def logits_at(network: nn.Module, parameters: ByName, inputs: Inputs, head: str) -> Tensor:
     """Logits (B, C) of a batch with some parameters replaced; the others are constants."""
     constants = {name: p.detach() for name, p in network.named_parameters() if name not in parameters}
     output = functional_call(network, {**constants, **parameters}, (inputs, head))

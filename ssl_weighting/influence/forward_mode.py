@@ -13,7 +13,7 @@ So the floor is three forward passes' worth of products, the cost of one forward
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from ssl_weighting.errors import UserError
-from ssl_weighting.influence.evaluation import fast_layout, logits_at
+from ssl_weighting.influence.evaluation import ByName, fast_layout, logits_at
 from ssl_weighting.protocols import Inputs
 
 
@@ -34,8 +34,8 @@ class ForwardModeError(UserError):
 
 def logits_and_tangents(
     network: nn.Module,
-    parameters: Mapping[str, Tensor],
-    direction: Mapping[str, Tensor],
+    parameters: ByName,
+    direction: ByName,
     inputs: Inputs,
     head: str,
 ) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,13 +12,13 @@ from ssl_weighting.errors import UnsolvedError
 from ssl_weighting.influence.curvature import CurvatureOperator
 from ssl_weighting.influence.evaluation import Batch, batch_size
 from ssl_weighting.influence.neumann import largest_eigenvalue
-from ssl_weighting.influence.scoped import Problem, ScopedInfluence
+from ssl_weighting.influence.scoped import DampedInfluence, Problem
 
 DOUBLINGS = 10
 """Of a scale of its own, before it gives up."""
 
 
-class LiSSA(ScopedInfluence):
+class LiSSA(DampedInfluence):
     """h ← g + h − (H_b + δ) h / scale, ``depth`` times, each on a random minibatch b; H⁻¹g ≈ h / scale.
 
     The mean over ``repeats`` independent runs is returned. Table A1 calls it stochastic CG. In expectation
@@ -32,10 +32,7 @@ class LiSSA(ScopedInfluence):
         scale: Must exceed half the largest eigenvalue of every H_b. ``None``: 1.5 λ_max of the whole batch's
             H, doubled where a run diverges, which unequal λ can bring about.
         repeats: Runs.
-        damping: δ.
-        curvature: ``ggn`` (positive semi-definite for cross-entropy) or ``hessian`` (indefinite far from a
-            minimum).
-        options: ``scope``, ``engine`` and ``chunk_size``; see :class:`ScopedInfluence`.
+        options: ``damping``, ``curvature`` and those of every scope; see :class:`DampedInfluence`.
 
     Raises:
         UserError: For an argument out of range.
@@ -47,8 +44,6 @@ class LiSSA(ScopedInfluence):
         batch_size: int = 64,
         scale: float | None = None,
         repeats: int = 1,
-        damping: float = 5e-4,
-        curvature: Literal["ggn", "hessian"] = "ggn",
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -57,7 +52,6 @@ class LiSSA(ScopedInfluence):
         if scale is not None:
             checks.positive("model.influence.scale", scale)
         self.depth, self.batch_size, self.scale, self.repeats = depth, batch_size, scale, repeats
-        self.damping, self.curvature = checks.damping(damping), checks.curvature(curvature)
 
     def solve(self, problem: Problem, gradient: Tensor) -> Tensor:
         """See :meth:`ScopedInfluence.solve`."""

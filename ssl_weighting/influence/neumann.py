@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
 from ssl_weighting import checks
 from ssl_weighting.errors import UnsolvedError
 from ssl_weighting.influence.curvature import CurvatureOperator
-from ssl_weighting.influence.scoped import Problem, ScopedInfluence
+from ssl_weighting.influence.scoped import DampedInfluence, Problem
 
 
-class Neumann(ScopedInfluence):
+class Neumann(DampedInfluence):
     """H⁻¹g ≈ α Σ_{j=0..terms} (I − α(H + δ))ʲ g (Lorraine et al. 2020, Alg. 3; Table A1).
 
     It converges if and only if every eigenvalue of H + δ lies between 0 and 2/α; then the remainder
@@ -23,10 +23,7 @@ class Neumann(ScopedInfluence):
         terms: How many products with H.
         step_size: α. ``None``: 1 / (1.1 λ_max), by ``power_iterations`` more products.
         power_iterations: Products spent on λ_max where ``step_size`` is ``None``.
-        damping: δ.
-        curvature: ``ggn`` (positive semi-definite for cross-entropy) or ``hessian`` (indefinite far from a
-            minimum).
-        options: ``scope``, ``engine`` and ``chunk_size``; see :class:`ScopedInfluence`.
+        options: ``damping``, ``curvature`` and those of every scope; see :class:`DampedInfluence`.
 
     Raises:
         UserError: For an argument out of range.
@@ -37,8 +34,6 @@ class Neumann(ScopedInfluence):
         terms: int = 20,
         step_size: float | None = None,
         power_iterations: int = 8,
-        damping: float = 5e-4,
-        curvature: Literal["ggn", "hessian"] = "ggn",
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -47,7 +42,6 @@ class Neumann(ScopedInfluence):
         if step_size is not None:
             checks.positive("model.influence.step_size", step_size)
         self.terms, self.step_size, self.power_iterations = terms, step_size, power_iterations
-        self.damping, self.curvature = checks.damping(damping), checks.curvature(curvature)
 
     def solve(self, problem: Problem, gradient: Tensor) -> Tensor:
         """See :meth:`ScopedInfluence.solve`."""

@@ -10,7 +10,7 @@ Four ways of the same number, behind :func:`per_example_products`:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ssl_weighting import checks
 from ssl_weighting.influence.activation import UnsupportedLayerError, activation_products
-from ssl_weighting.influence.evaluation import batch_size, logits_at, plain_evaluation, rows
+from ssl_weighting.influence.evaluation import ByName, batch_size, logits_at, plain_evaluation, rows
 from ssl_weighting.influence.forward_mode import ForwardModeError, logits_and_tangents
 from ssl_weighting.protocols import Inputs
 from ssl_weighting.terms import Distance, LossTerm
@@ -35,14 +35,14 @@ class Examples(NamedTuple):
     target: Tensor
 
 
-EngineFunction = Callable[[nn.Module, Mapping[str, Tensor], Mapping[str, Tensor], Examples], Tensor]
+EngineFunction = Callable[[nn.Module, ByName, ByName, Examples], Tensor]
 
 
 def per_example_products(
     network: nn.Module,
-    parameters: Mapping[str, Tensor],
+    parameters: ByName,
     terms: Sequence[LossTerm],
-    direction: Mapping[str, Tensor],
+    direction: ByName,
     engine: str = "auto",
     chunk_size: int = 0,
 ) -> list[Tensor]:
@@ -79,9 +79,9 @@ def per_example_products(
 def _run(
     function: EngineFunction,
     network: nn.Module,
-    parameters: Mapping[str, Tensor],
+    parameters: ByName,
     terms: Sequence[LossTerm],
-    direction: Mapping[str, Tensor],
+    direction: ByName,
     size: int,
 ) -> list[Tensor]:
     dtype = next(iter(parameters.values())).dtype
@@ -99,11 +99,7 @@ def _run(
 
 
 def _automatic(
-    network: nn.Module,
-    parameters: Mapping[str, Tensor],
-    terms: Sequence[LossTerm],
-    direction: Mapping[str, Tensor],
-    size: int,
+    network: nn.Module, parameters: ByName, terms: Sequence[LossTerm], direction: ByName, size: int
 ) -> list[Tensor]:
     try:
         return _run(_jvp, network, parameters, terms, direction, size)
@@ -116,23 +112,13 @@ def _automatic(
 
 
 @torch.no_grad()
-def _jvp(
-    network: nn.Module,
-    parameters: Mapping[str, Tensor],
-    direction: Mapping[str, Tensor],
-    examples: Examples,
-) -> Tensor:
+def _jvp(network: nn.Module, parameters: ByName, direction: ByName, examples: Examples) -> Tensor:
     logits, tangents = logits_and_tangents(network, parameters, direction, examples.inputs, examples.head)
     return (examples.distance.gradient(logits, examples.target) * tangents).sum(-1)
 
 
-def _vmap(
-    network: nn.Module,
-    parameters: Mapping[str, Tensor],
-    direction: Mapping[str, Tensor],
-    examples: Examples,
-) -> Tensor:
-    def loss(theta: Mapping[str, Tensor], one: Inputs, target: Tensor) -> Tensor:
+def _vmap(network: nn.Module, parameters: ByName, direction: ByName, examples: Examples) -> Tensor:
+    def loss(theta: ByName, one: Inputs, target: Tensor) -> Tensor:
         batch = torch.utils._pytree.tree_map(lambda leaf: leaf[None], one)
         logits = logits_at(network, theta, batch, examples.head)
         return examples.distance.value(logits, target[None])[0]
@@ -146,12 +132,7 @@ def _vmap(
 
 
 @torch.enable_grad()
-def _serial(
-    network: nn.Module,
-    parameters: Mapping[str, Tensor],
-    direction: Mapping[str, Tensor],
-    examples: Examples,
-) -> Tensor:
+def _serial(network: nn.Module, parameters: ByName, direction: ByName, examples: Examples) -> Tensor:
     theta = {name: p.detach().requires_grad_() for name, p in parameters.items()}
     products = []
     for i in range(len(examples.target)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -146,7 +146,7 @@ class ScopedInfluence(Influence):
             v, (P,).
 
         Raises:
-            UnsolvedError: If there is no such v; names the mend.
+            UnsolvedError: If there is no such v; says what to do.
         """
 
     def problem(self, network: Network, objective: Objective, validation: LossTerm) -> Problem:
@@ -185,3 +185,23 @@ class ScopedInfluence(Influence):
             influences = self.evaluate(network, objective, validation)
         check_influences(self, influences)
         return influences
+
+
+class DampedInfluence(ScopedInfluence):
+    """Influences by products with a damped curvature, H + δ.
+
+    Args:
+        damping: δ.
+        curvature: ``ggn`` (positive semi-definite for cross-entropy) or ``hessian`` (indefinite far from a
+            minimum).
+        options: ``scope``, ``engine`` and ``chunk_size``; see :class:`ScopedInfluence`.
+
+    Raises:
+        UserError: For an argument out of range.
+    """
+
+    def __init__(
+        self, damping: float = 5e-4, curvature: Literal["ggn", "hessian"] = "ggn", **options: Any
+    ) -> None:
+        super().__init__(**options)
+        self.damping, self.curvature = checks.damping(damping), checks.curvature(curvature)

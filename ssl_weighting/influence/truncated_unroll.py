@@ -61,20 +61,20 @@ class TruncatedUnroll(ScopedInfluence):
         self.history.append(step)
 
     def state(self) -> list[dict[str, Any]]:
-        """The recorded steps, told in tensors, numbers and names."""
+        """The recorded steps, in tensors, numbers and names."""
         return [
             {f.name: getattr(step, f.name) for f in fields(step) if f.name != "objective"}
-            | {"terms": [_told(t) for t in step.objective.terms], "weights": list(step.objective.weights)}
+            | {"terms": [_as_plain(t) for t in step.objective.terms], "weights": list(step.objective.weights)}
             for step in self.history
         ]
 
     def restore(self, state: list[dict[str, Any]]) -> None:
         """Take up recorded steps."""
         self.history.clear()
-        for told in state:
-            made = {name: value for name, value in told.items() if name not in ("terms", "weights")}
-            terms = [_understood(t) for t in told["terms"]]
-            self.history.append(ThetaStep(objective=Objective(terms, told["weights"]), **made))
+        for saved in state:
+            made = {name: value for name, value in saved.items() if name not in ("terms", "weights")}
+            terms = [_from_plain(t) for t in saved["terms"]]
+            self.history.append(ThetaStep(objective=Objective(terms, saved["weights"]), **made))
 
     def solve(self, problem: Problem, gradient: Tensor) -> Tensor:
         """V for as long as there is no step to unroll: the validation gradient."""
@@ -118,19 +118,19 @@ class TruncatedUnroll(ScopedInfluence):
         return replace(term, features=network(term.inputs, term.head)[1])
 
 
-def _told(term: LossTerm) -> dict[str, Any]:
-    told = {f.name: getattr(term, f.name) for f in fields(term)}
-    return told | {"distance": f"{type(term.distance).__module__}.{type(term.distance).__qualname__}"}
+def _as_plain(term: LossTerm) -> dict[str, Any]:
+    plain = {f.name: getattr(term, f.name) for f in fields(term)}
+    return plain | {"distance": f"{type(term.distance).__module__}.{type(term.distance).__qualname__}"}
 
 
-def _understood(told: Mapping[str, Any]) -> LossTerm:
+def _from_plain(plain: Mapping[str, Any]) -> LossTerm:
     """The term, its distance made anew from the name of a distance that this process knows."""
     known, found = [Distance], {}
     while known:
         kind: type = known.pop()
         found[f"{kind.__module__}.{kind.__qualname__}"] = kind
         known += kind.__subclasses__()
-    return LossTerm(**{**told, "distance": found[told["distance"]]()})
+    return LossTerm(**{**plain, "distance": found[plain["distance"]]()})
 
 
 def _decay(weight_decay: float | Mapping[str, float], parameters: Mapping[str, Tensor]) -> Tensor:

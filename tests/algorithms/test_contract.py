@@ -7,28 +7,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from discovered import METHODS, every_method
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ssl_weighting.algorithms import Algorithm
 from ssl_weighting.algorithms.base import Labeled, Unlabeled
 from ssl_weighting.augment import RandomFlipCrop
 from ssl_weighting.backbones import Classifier
 from ssl_weighting.backbones.conv import SmallConvNet
 from ssl_weighting.errors import UserError
 from ssl_weighting.terms import Objective
-
-
-def methods():
-    def leaves(cls):
-        return {c for s in cls.__subclasses__() for c in {s} | leaves(s)}
-
-    return sorted(
-        (c for c in leaves(Algorithm) if c.__module__.startswith("ssl_weighting.")), key=lambda c: c.__name__
-    )
-
-
-every_method = pytest.mark.parametrize("method", methods(), ids=lambda m: m.__name__)
 
 
 def shown(images, steps):
@@ -87,7 +75,7 @@ def same(before, after):
 
 
 def test_all_methods_are_here():
-    assert {m.__name__ for m in methods()} >= {
+    assert {m.__name__ for m in METHODS} >= {
         "FixMatch", "FlexMatch", "FreeMatch", "MeanTeacher", "MixMatch", "PseudoLabel", "ReMixMatch",
         "SoftMatch", "Supervised", "UDA", "VAT",
     }  # fmt: skip
@@ -203,7 +191,7 @@ def test_a_batch_of_which_nothing_is_selected(real, method):
 
 
 def numbers():
-    for method in methods():
+    for method in METHODS:
         for name, parameter in inspect.signature(method.__init__).parameters.items():
             if isinstance(parameter.default, (int, float)) and not isinstance(parameter.default, bool):
                 yield pytest.param(method, name, type(parameter.default), id=f"{method.__name__}-{name}")

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ssl_weighting.algorithms import mixmatch, remixmatch
+from ssl_weighting.algorithms import mixmatch
 from ssl_weighting.algorithms.fixmatch import FixMatch
 from ssl_weighting.algorithms.flexmatch import FlexMatch
 from ssl_weighting.algorithms.freematch import FreeMatch
@@ -171,8 +171,7 @@ def mix_draws(monkeypatch, n):
     share = torch.rand(n, generator=generator).double()
     share = torch.maximum(share, 1 - share)
     partner = torch.randperm(n, generator=generator)
-    for module in (mixmatch, remixmatch):
-        monkeypatch.setattr(module, "draw_mixing", lambda size, alpha, like: (share, partner))
+    monkeypatch.setattr(mixmatch, "draw_mixing", lambda size, alpha, like: (share, partner))
     return share, partner
 
 

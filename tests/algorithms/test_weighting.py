@@ -3,7 +3,7 @@
 import pytest
 import torch
 from lightning.pytorch import seed_everything
-from modules import ssl_module
+from modules import digits, ssl_module
 from torch.func import functional_call
 
 from lab.speed.loop import bare_trainer
@@ -19,7 +19,6 @@ from ssl_weighting.algorithms.uda import UDA
 from ssl_weighting.algorithms.vat import VAT
 from ssl_weighting.augment import CTAugment
 from ssl_weighting.backbones.conv import SmallConvNet
-from ssl_weighting.data import Digits
 from ssl_weighting.influence import ExactLastLayer
 from ssl_weighting.terms import CROSS_ENTROPY, LossTerm, Objective
 
@@ -122,17 +121,10 @@ def test_influence_is_that_of_dense_autograd(case, name):
 
 def train(algorithm, damping=1.0, steps=4, precision="32-true", **options):
     seed_everything(0)
-    data = Digits(
-        num_labeled=20,
-        num_validation=30,
-        labeled_batch_size=8,
-        unlabeled_batch_size=16,
-        validation_batch_size=30,
-    )
     defaults = {"weighting_inner_steps": 2, "weighting_update_masked": True}
     net = SmallConvNet(1, channels=(8, 8))
     module = ssl_module(10, net, algorithm, influence=ExactLastLayer(damping), **(defaults | options))
-    bare_trainer(steps, "cpu", precision=precision).fit(module, data)
+    bare_trainer(steps, "cpu", precision=precision).fit(module, digits())
     return module
 
 

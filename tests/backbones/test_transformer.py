@@ -1,11 +1,11 @@
 """The text encoder: what is loaded, pooling, groups of equal length, and batches of unequal length together."""
 
 import itertools
-import shutil
 
 import numpy as np
 import pytest
 import torch
+from made_up import LFS_POINTER
 from torch import nn
 
 from ssl_weighting.algorithms.base import supervised_term
@@ -194,51 +194,41 @@ def test_bad_arguments(tiny_bert, wrong):
         Transformer(str(tiny_bert), **wrong)
 
 
-def test_pickled_weights_are_refused(tiny_bert, tmp_path):
-    folder = tmp_path / "bert"
-    shutil.copytree(tiny_bert, folder)
-    weights = folder / "model.safetensors"
+def test_pickled_weights_are_refused(bert_copy):
+    weights = bert_copy / "model.safetensors"
     from safetensors.torch import load_file
 
-    torch.save(load_file(weights), folder / "pytorch_model.bin")
+    torch.save(load_file(weights), bert_copy / "pytorch_model.bin")
     weights.unlink()
     with pytest.raises(UserError, match=r"model\.backbone\.name=.*model\.safetensors") as caught:
-        Transformer(str(folder))
+        Transformer(str(bert_copy))
     assert "\n" not in str(caught.value)
 
 
-def test_a_pointer_of_git_lfs(tiny_bert, tmp_path):
-    folder = tmp_path / "bert"
-    shutil.copytree(tiny_bert, folder)
-    (folder / "model.safetensors").write_text(
-        "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
-    )
+def test_a_pointer_of_git_lfs(bert_copy):
+    (bert_copy / "model.safetensors").write_text(LFS_POINTER)
     with pytest.raises(UserError, match=r"its model\.safetensors is a pointer of git-lfs.*`git lfs pull`"):
-        Transformer(str(folder))
+        Transformer(str(bert_copy))
 
 
 @pytest.mark.parametrize("length", [0, 7, 500])
-def test_half_a_download(tiny_bert, tmp_path, length):
-    folder = tmp_path / "bert"
-    shutil.copytree(tiny_bert, folder)
-    weights = folder / "model.safetensors"
+def test_half_a_download(bert_copy, length):
+    weights = bert_copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:length])
     with pytest.raises(UserError, match=r"no encoder to be had .*a whole model\.safetensors") as caught:
-        Transformer(str(folder))
+        Transformer(str(bert_copy))
     assert "\n" not in str(caught.value)
 
 
-def test_code_that_comes_with_a_model_is_not_run(tiny_bert, tmp_path):
-    folder = tmp_path / "bert"
-    shutil.copytree(tiny_bert, folder)
+def test_code_that_comes_with_a_model_is_not_run(bert_copy, tmp_path):
     import json
 
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((bert_copy / "config.json").read_text())
     config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil"}}
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    (bert_copy / "config.json").write_text(json.dumps(config))
+    (bert_copy / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     with pytest.raises(UserError, match=r"model\.backbone\.name="):
-        Transformer(str(folder))
+        Transformer(str(bert_copy))
     assert not (tmp_path / "ran").exists()
 
 

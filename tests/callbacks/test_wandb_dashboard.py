@@ -6,6 +6,7 @@ import struct
 import pytest
 import torch
 import yaml
+from command import words
 from jsonargparse import Namespace
 
 from ssl_weighting.app.callbacks.wandb_dashboard import name_wandb_run
@@ -47,27 +48,20 @@ def run_folder(tmp_path_factory):
         patch.setenv("WANDB_SILENT", "true")
         folder = tmp_path_factory.mktemp("wandb")
         patch.setenv("WANDB_DATA_DIR", str(folder / "staging"))
-        arguments = [
-            "fit",
-            "--config",
-            "digits_uda",
-            "--runs",
-            str(folder),
-            "--trainer.logger",
-            "WandbLogger",
-        ]
-        arguments += [
-            "--trainer.val_check_interval",
-            "2",
-            "--model.weighting.inner_steps",
-            "1",
-            "--model.weighting.warmup_steps",
-            "1",
-        ]
-        arguments += ["--model.weighting.update_masked", "true", "--data.unlabeled_batch_size", "16"]
-        arguments += ["--trainer.accelerator", "cpu", "--trainer.log_every_n_steps", "2"]
-        arguments += ["--model.theta.schedule", "constant"]
-        assert main([*arguments, "--trainer.max_steps", "12"]) == 0
+        options = {
+            "config": "digits_uda",
+            "runs": folder,
+            "trainer.logger": "WandbLogger",
+            "trainer.val_check_interval": 2,
+            "trainer.accelerator": "cpu",
+            "trainer.log_every_n_steps": 2,
+            "model.weighting.inner_steps": 1,
+            "model.weighting.warmup_steps": 1,
+            "model.weighting.update_masked": "true",
+            "model.theta.schedule": "constant",
+            "data.unlabeled_batch_size": 16,
+        }
+        assert main(["fit", *words(options), "--trainer.max_steps", "12"]) == 0
         assert main(["resume", str(folder / "digits_uda"), "--trainer.max_steps", "16"]) == 0
     (run,) = (folder / "digits_uda").iterdir()
     return run

@@ -3,26 +3,27 @@
 import csv
 
 import pytest
+from command import words
 
 from ssl_weighting.app.cli import main
 from ssl_weighting.app.runs import Run
+
+SHORT = {
+    "config": "digits_uda",
+    "trainer.accelerator": "cpu",
+    "model.weighting.inner_steps": 1,
+    "model.weighting.warmup_steps": 0,
+    "model.weighting.update_masked": "true",
+    "data.unlabeled_batch_size": 16,
+}
 
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
     """A run of 6 steps with TensorBoard, resumed after 4 by a longer budget."""
     folder = tmp_path_factory.mktemp("histogram")
-    arguments = ["fit", "--config", "digits_uda", "--runs", str(folder), "--trainer.logger", "TensorBoard"]
-    arguments += [
-        "--trainer.val_check_interval",
-        "2",
-        "--model.weighting.inner_steps",
-        "1",
-        "--model.weighting.warmup_steps",
-        "0",
-    ]
-    arguments += ["--model.weighting.update_masked", "true", "--data.unlabeled_batch_size", "16"]
-    arguments += ["--trainer.accelerator", "cpu", "--model.theta.schedule", "constant"]
+    options = SHORT | {"runs": folder, "trainer.logger": "TensorBoard", "trainer.val_check_interval": 2}
+    arguments = ["fit", *words(options), "--model.theta.schedule", "constant"]
     assert main([*arguments, "--trainer.max_steps", "4"]) == 0
     (run,) = (folder / "digits_uda").iterdir()
     with open(run / "weights_history.csv", "a") as file:  # as if it had been killed later on
@@ -66,17 +67,8 @@ def test_timing_goes_on_after_a_resume(run_folder):
 
 def test_weights_that_differ_by_a_rounding_error(tmp_path):
     """A float32 is too coarse for 64 bins between two neighbours."""
-    arguments = ["fit", "--config", "digits_uda", "--runs", str(tmp_path), "--trainer.max_steps", "2"]
-    arguments += [
-        "--trainer.val_check_interval",
-        "1",
-        "--model.weighting.inner_steps",
-        "1",
-        "--model.weighting.warmup_steps",
-        "0",
-    ]
-    arguments += ["--model.weighting.update_masked", "true", "--data.unlabeled_batch_size", "16"]
-    assert main([*arguments, "--trainer.accelerator", "cpu", "--model.weighting.lr", "1e-7"]) == 0
+    options = SHORT | {"runs": tmp_path, "trainer.max_steps": 2, "trainer.val_check_interval": 1}
+    assert main(["fit", *words(options), "--model.weighting.lr", "1e-7"]) == 0
     (run,) = (tmp_path / "digits_uda").iterdir()
     assert (run / "report.html").is_file()
     assert Run(run).weight_history.counts.sum(1).min() == len(Run(run).weights)

@@ -8,11 +8,11 @@ import tarfile
 import numpy as np
 import pytest
 import torch
+from refusals import refused
 from torchvision.datasets import CIFAR10
 
 from ssl_weighting.data import Cifar10
 from ssl_weighting.data.files import DataUnpickler
-from ssl_weighting.errors import UserError
 
 FILES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
 
@@ -61,15 +61,6 @@ def folder(tmp_path):
 
 def cifar10(root, **arguments):
     return Cifar10(root=root, **({"download": False, "verify_checksum": False} | arguments))
-
-
-def refused(data, train=True):
-    with pytest.raises(UserError) as error:
-        data.load(train)
-    message = str(error.value)
-    assert message.startswith(f"data.root={data.root}: ")
-    assert "\n" not in message
-    return message
 
 
 def official_md5(monkeypatch, folder):

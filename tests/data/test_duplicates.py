@@ -4,9 +4,7 @@ import shutil
 import warnings
 
 import pyarrow as pa
-import pytest
 import torch
-from PIL import Image
 
 from ssl_weighting.data.duplicates import find_copies, of_files, of_tensor, of_texts, without_copies
 from ssl_weighting.data.images import Images
@@ -79,23 +77,6 @@ def test_few_files_are_read_as_a_whole(tmp_path, monkeypatch):
 
 
 # ---- what is said ----
-
-
-def paint(path, number):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.linear_gradient("L").resize((16, 16))
-    image.putpixel((0, 0), number)
-    image.save(path)
-
-
-@pytest.fixture
-def folders(tmp_path):
-    for c, name in enumerate("ab"):
-        for i in range(6):
-            paint(tmp_path / "labelled" / name / f"{i}.png", 10 * c + i)
-    for i in range(8):
-        paint(tmp_path / "pool" / f"{i}.png", 100 + i)
-    return tmp_path
 
 
 def images(folders, **changes):

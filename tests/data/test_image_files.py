@@ -6,29 +6,10 @@ import unicodedata
 import warnings
 
 import pytest
-from PIL import Image
+from made_up import paint
 
 from ssl_weighting.data.images import Images
 from ssl_weighting.errors import DataWarning, UserError
-
-
-def paint(path, number, size=(20, 20)):
-    """An image that is like no other."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.linear_gradient("L").resize(size).convert("RGB")
-    image.putpixel((0, 0), (number % 256, number // 256, 0))
-    image.save(path, "JPEG" if path.suffix == ".jfif" else None)
-
-
-@pytest.fixture
-def folders(tmp_path):
-    """Two classes of six images, and a pool of eight."""
-    for c, name in enumerate("ab"):
-        for i in range(6):
-            paint(tmp_path / "labelled" / name / f"{i}.png", 10 * c + i)
-    for i in range(8):
-        paint(tmp_path / "pool" / f"{i}.png", 100 + i)
-    return tmp_path
 
 
 def set_up(folders, **changes):

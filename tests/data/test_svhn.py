@@ -3,11 +3,11 @@ import hashlib
 import numpy as np
 import pytest
 import torch
+from refusals import refused
 from scipy.io import savemat
 from torchvision.datasets import SVHN
 
 from ssl_weighting.data import Svhn
-from ssl_weighting.errors import UserError
 
 
 def content(n, seed):
@@ -25,15 +25,6 @@ def folder(tmp_path):
 
 def svhn(root, **arguments):
     return Svhn(root=root, **({"download": False, "verify_checksum": False} | arguments))
-
-
-def refused(data, train=True):
-    with pytest.raises(UserError) as error:
-        data.load(train)
-    message = str(error.value)
-    assert message.startswith(f"data.root={data.root}: ")
-    assert "\n" not in message
-    return message
 
 
 def test_images_and_labels(folder):

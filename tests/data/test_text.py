@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from command import words
 from modules import ssl_module
 
 from lab.speed.loop import bare_trainer
@@ -245,47 +246,27 @@ METHODS = {
 def test_methods_train_on_a_csv_of_three_classes(tiny_bert, tmp_path, method):
     train = write(tmp_path / "train.csv", ROWS)
     test = write(tmp_path / "test.csv", ROWS[:36])
-    options = [
-        *(
-            "fit",
-            "--config",
-            "imdb_uda_small",
-            "--data",
-            "Text",
-            "--data.train",
-            str(train),
-            "--data.test",
-            str(test),
-        ),
-        *(
-            "--data.cache",
-            str(tmp_path / "cache"),
-            "--model.backbone.name",
-            str(tiny_bert),
-            "--runs",
-            str(tmp_path),
-        ),
-        *("--data.num_labeled", "6", "--data.num_validation", "6", "--trainer.max_steps", "3"),
-        *("--model.backbone.layers", "null", "--model.backbone.frozen_layers", "0"),
-        *(
-            "--model.weighting.inner_steps",
-            "1",
-            "--model.weighting.warmup_steps",
-            "0",
-            "--model.weighting.update_masked",
-            "true",
-        ),
-        *(
-            "--data.labeled_batch_size",
-            "4",
-            "--data.unlabeled_batch_size",
-            "5",
-            "--trainer.accelerator",
-            "cpu",
-        ),
-        *("--model.algorithm", method, *METHODS[method]),
-    ]
-    assert main(options) == 0
+    options = {
+        "config": "imdb_uda_small",
+        "runs": tmp_path,
+        "data": "Text",
+        "data.train": train,
+        "data.test": test,
+        "data.cache": tmp_path / "cache",
+        "data.num_labeled": 6,
+        "data.num_validation": 6,
+        "data.labeled_batch_size": 4,
+        "data.unlabeled_batch_size": 5,
+        "model.backbone.name": tiny_bert,
+        "model.backbone.layers": "null",
+        "model.backbone.frozen_layers": 0,
+        "model.weighting.inner_steps": 1,
+        "model.weighting.warmup_steps": 0,
+        "model.weighting.update_masked": "true",
+        "trainer.max_steps": 3,
+        "trainer.accelerator": "cpu",
+    }
+    assert main(["fit", *words(options), "--model.algorithm", method, *METHODS[method]]) == 0
     (checkpoint,) = tmp_path.glob("*/*/checkpoints/last.ckpt")
     state = torch.load(checkpoint, weights_only=True)["state_dict"]
     assert (

@@ -1,10 +1,9 @@
 """Texts as words and back as the tokenizer's own pieces; truncation; the cache."""
 
-import shutil
-
 import pyarrow as pa
 import pytest
 import torch
+from made_up import LFS_POINTER
 
 from ssl_weighting.data.tokens import WordPieces, digest, load_tokenizer, tokenized, unknown_share
 from ssl_weighting.errors import UserError
@@ -131,14 +130,10 @@ def test_no_room(tiny_bert):
         WordPieces(load_tokenizer(str(tiny_bert)), 2, "end")
 
 
-def test_a_pointer_of_git_lfs(tiny_bert, tmp_path):
-    folder = tmp_path / "bert"
-    shutil.copytree(tiny_bert, folder)
-    (folder / "tokenizer.json").write_text(
-        "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
-    )
+def test_a_pointer_of_git_lfs(bert_copy):
+    (bert_copy / "tokenizer.json").write_text(LFS_POINTER)
     with pytest.raises(UserError, match=r"its tokenizer\.json is a pointer of git-lfs.*`git lfs pull`"):
-        load_tokenizer(str(folder))
+        load_tokenizer(str(bert_copy))
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,8 @@ from ssl_weighting.terms import CROSS_ENTROPY, SQUARED_ERROR, LossTerm, Objectiv
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def _one_thread(one_thread):
+    return one_thread
 
 
 class TinyTransformer(Backbone):

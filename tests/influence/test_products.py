@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from modules import Doubled
 from torch import nn
 
 from ssl_weighting.errors import UserError
@@ -139,19 +140,9 @@ def test_every_layer_type(name, engine):
     assert all(p.grad is None for p in net.parameters())
 
 
-class _NoForwardMode(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return x * 2
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient * 2
-
-
 class _Custom(nn.Module):
     def forward(self, x):
-        return _NoForwardMode.apply(x)
+        return Doubled.apply(x)
 
 
 def test_auto_falls_back_where_there_is_no_forward_derivative():

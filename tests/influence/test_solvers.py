@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from modules import Doubled
 
 from lab.speed.timing import Options, set_up
 from lab.speed.timing import terms as bench_terms
@@ -54,7 +55,7 @@ def test_conjugate_gradient(case, kind, scope, curvature):
     names = _names(c, scope)
     matrix = c.gauss_newton(names) if curvature == "ggn" else c.hessian(names)
     damping = 0.05 + max(0.0, -2 * float(torch.linalg.eigvalsh(matrix)[0]))
-    solver = ConjugateGradient(400, 1e-12, damping, curvature, scope=scope)
+    solver = ConjugateGradient(400, 1e-12, damping=damping, curvature=curvature, scope=scope)
     expected = c.influences(names, matrix + damping * _eye(matrix))
     _assert_close(solver(c.network, c.objective, c.validation), expected, 1e-6)
 
@@ -64,13 +65,13 @@ def test_conjugate_gradient_on_the_last_layer_is_the_exact_solver(case, kind):
     c = case(kind)
     objective = Objective(c.objective.terms[:2], c.objective.weights[:2])
     exact = ExactLastLayer(0.01)(c.network, objective, c.validation)
-    solver = ConjugateGradient(200, 1e-12, 0.01, scope="last_layer")
+    solver = ConjugateGradient(200, 1e-12, damping=0.01, scope="last_layer")
     _assert_close(solver(c.network, objective, c.validation), torch.cat(exact), 1e-6)
 
 
 def test_conjugate_gradient_keeps_its_stated_tolerance(case):
     c = case("mlp")
-    solver = ConjugateGradient(100, 1e-3, 0.01, scope="all")
+    solver = ConjugateGradient(100, 1e-3, damping=0.01, scope="all")
     problem = solver.problem(c.network, c.objective, c.validation)
     g = problem.validation_gradient()
     residual = g - problem.operator("ggn", 0.01)(solver.solve(problem, g))
@@ -81,7 +82,7 @@ def test_conjugate_gradient_says_when_it_meets_negative_curvature(case):
     c = case("mlp")
     least = float(torch.linalg.eigvalsh(c.hessian(_names(c, "all")))[0])
     assert least < -1e-4
-    solver = ConjugateGradient(200, 1e-12, -least * 0.1, "hessian", scope="all")
+    solver = ConjugateGradient(200, 1e-12, damping=-least * 0.1, curvature="hessian", scope="all")
     with pytest.warns(RuntimeWarning, match="negative curvature"):
         influences = solver(c.network, c.objective, c.validation)
     assert all(torch.isfinite(i).all() for i in influences)
@@ -239,22 +240,10 @@ def test_larsen_fisher_one_by_one(case, kind):
     _assert_close(serial, torch.cat(vectorised), 1e-8)
 
 
-class _NotForFunctorch(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return x * 2
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient * 2
-
-
 def test_larsen_fisher_falls_back_where_vmap_fails(case):
     c = case("mlp")
     expected = Larsen("fisher", scope="last_layer")(c.network, c.objective, c.validation)
-    doubled = c.network.heads["classifier"].register_forward_hook(
-        lambda m, i, o: _NotForFunctorch.apply(o / 2)
-    )
+    doubled = c.network.heads["classifier"].register_forward_hook(lambda m, i, o: Doubled.apply(o / 2))
     influences = Larsen("fisher", scope="last_layer")(c.network, c.objective, c.validation)
     doubled.remove()
     _assert_close(influences, torch.cat(expected), 1e-10)

@@ -14,12 +14,7 @@ TINY = Options("wrn-10-1", 4, 6, 4, rounds=1, float64_examples=3, memory=False)
 KEYS = {"name", "scope", "seconds", "ratio", "peak_bytes", "max_relative_error"}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("benchmark", [influence, per_example_gradient])

@@ -4,6 +4,7 @@ import re
 import shutil
 import time
 from html.parser import HTMLParser
+from io import BytesIO
 from itertools import pairwise
 
 import numpy as np
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from PIL import Image
 
 from ssl_weighting.app.cli import main
 from ssl_weighting.app.examples import extremes
@@ -51,18 +53,20 @@ class Elements(HTMLParser):
 
     def __init__(self, page):
         super().__init__()
-        self.names, self.attributes, self.open, self.addresses = set(), set(), [], []
+        self.names, self.attributes, self.open, self.addresses, self.ids = set(), set(), [], [], []
         self.feed(page)
 
     def handle_starttag(self, tag, attrs):
-        self.names.add(tag)
-        self.attributes |= {name for name, _ in attrs}
-        self.addresses += [value for name, value in attrs if name in ("src", "href")]
+        self.handle_startendtag(tag, attrs)
         if tag not in ("meta", "link", "img", "br"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs):
         self.names.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+        self.addresses += [value for name, value in attrs if name in ("src", "href", "xlink:href")]
+        self.addresses += [value[4:-1] for _, value in attrs if (value or "").startswith("url(")]
+        self.ids += [value for name, value in attrs if name == "id"]
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -82,7 +86,8 @@ def test_fit_leaves_a_page(tiny_run):
     elements = Elements(page)
     assert not elements.open
     assert page.count("<figure>") >= 9
-    assert page.count("data:image/png") == shown_in(tiny_run)
+    assert page.count('<img src="data:image/png') == shown_in(tiny_run)
+    assert page.count('role="img"') == page.count('viewBox="0 0 420 250"') >= 8
     error = Run(tiny_run).metrics["test/error"][1][-1]
     assert f"{100 * error:.2f} %" in page
 
@@ -91,7 +96,10 @@ def test_it_needs_nothing_else(tiny_run):
     elements = Elements((tiny_run / "report.html").read_text())
     assert "script" not in elements.names
     assert not [name for name in elements.attributes if name.startswith("on") or name == "style"]
-    assert all(address.startswith("data:") for address in elements.addresses)
+    assert all(address.startswith(("data:", "#")) for address in elements.addresses)
+    assert set(elements.ids) >= {address[1:] for address in elements.addresses if address[0] == "#"}
+    assert len({*elements.ids}) == len(elements.ids)
+    assert not elements.names & {"metadata", "rdf:rdf"}
 
 
 def test_the_command_draws_it_anew(copy, capsys):
@@ -138,7 +146,7 @@ def test_without_the_data_the_page_says_so(copy):
     (copy / "report.html").unlink()
     page = write_page(Run(copy)).read_text()
     assert "the data could not be read: data.root=nowhere" in page
-    assert "data:image/png" not in page
+    assert "<img" not in page
     assert "row " in page
     assert write_page(Run(copy)).is_file(), "one by number replaces one by number"
 
@@ -217,6 +225,11 @@ def test_a_run_with_fixed_weights_names_no_influence(copy):
     assert influence not in subtitle
 
 
+def numbers_beside(chart):
+    """What is written on a chart's vertical axis."""
+    return re.findall('text-anchor="end"[^>]*>(.*?)<', chart)
+
+
 def test_no_axis_shows_weights_that_nobody_had(copy):
     rows = (copy / "weights_history.csv").read_text().splitlines()
     bins = ["0.0"] * 64
@@ -225,27 +238,30 @@ def test_no_axis_shows_weights_that_nobody_had(copy):
     (copy / "weights_history.csv").write_text("\n".join(rows) + "\n")
     page = render(Run(copy), None)
     over_training = page[page.index("Weights over training") :].partition("</figure>")[0]
-    numbers = [float(text) for text in re.findall('text-anchor="end">(.*?)<', over_training)]
+    numbers = [float(text) for text in numbers_beside(over_training)]
     assert min(numbers) == 0
 
 
 def test_numbers_of_narrow_bars_do_not_overlap():
     values = np.repeat([0.0, 0.00156, 0.5, 0.7512, 2.0], [500, 5, 120, 30, 345])
     picture = stacked({"right": values}, ["c0"], "")
-    texts = re.findall('<text x="(.*?)" y=".*?" text-anchor="middle">(.*?)<', picture)
-    places = [(float(x) - 3 * len(text), float(x) + 3 * len(text)) for x, text in texts]
+    texts = re.findall('<text [^>]*text-anchor="middle"[^>]* x="([^"]*)"[^>]*>([^<]*)<', picture)
+    places = [(float(x) - 3 * len(text), float(x) + 3 * len(text)) for x, text in texts if text != "weight λ"]
+    assert len(places) == 4, "one has no room"
     assert all(a[1] < b[0] for a, b in pairwise(places))
 
 
 def test_bars_are_as_wide_as_their_share_of_the_examples():
     ties = {"right": np.repeat([0.0, 1.0], [300, 100]), "wrong": np.repeat([0.0, 0.5], [100, 500])}
-    bars = re.findall(
-        'class="bar (..)" x="(.*?)" y=".*?" width="(.*?)" height="(.*?)"', stacked(ties, ["c0", "c1"], "")
+    corners = re.findall(
+        r'd="M (\S+) (\S+)L (\S+) \S+L \S+ (\S+)L[^z"]*z"[^>]* fill="var\(--(c\d)\)"',
+        stacked(ties, ["c0", "c1"], ""),
     )
-    widths = [float(width) for colour, _, width, _ in bars if colour == "c0"]
+    bars = [(colour, *map(float, numbers)) for *numbers, colour in corners]
+    widths = [right - left for colour, left, _, right, _ in bars if colour == "c0"]
     assert len(widths) == 3, "equal weights are in one bar"
     assert np.array(widths) / sum(widths) == pytest.approx([0.4, 0.5, 0.1], abs=0.01)
-    heights = {(colour, i // 2): float(height) for i, (colour, *_, height) in enumerate(bars)}
+    heights = {(colour, i % 3): bottom - top for i, (colour, _, bottom, _, top) in enumerate(bars)}
     whole = heights["c0", 2]
     assert [heights["c0", i] / whole for i in range(3)] == pytest.approx([0.75, 0, 1], abs=0.01)
 
@@ -257,7 +273,8 @@ def test_weights_that_differ_by_a_rounding_error(copy):
     page = render(changed(copy, weight=near), None)
     assert "Weights at the end" in page
     against = page[page.index("Weight against confidence") :].partition("</figure>")[0]
-    numbers = re.findall('text-anchor="end">(.*?)<', against)
+    numbers = numbers_beside(against)
+    assert len(numbers) > 1
     assert len({*numbers}) == len(numbers), "no two numbers of an axis read the same"
 
 
@@ -327,13 +344,13 @@ def test_a_browser_draws_curves_and_gallery(browser, tiny_run):
     path = tiny_run / "report.html"
     visit = Visit(browser, path)
     visit.check(path)
-    widths = visit.ask(
-        "[...document.querySelectorAll('figure > svg polyline')].map(e => e.getBoundingClientRect().width)"
-    )
+    lines = "[...document.querySelectorAll('figure > svg path[stroke-width=\"2\"]')]"
+    widths = visit.ask(lines + ".map(e => e.getBoundingClientRect().width)")
     assert sum(width > 100 for width in widths) >= 6
-    assert visit.ask("getComputedStyle(document.querySelector('.line')).strokeWidth") == "2px", (
-        "the style is let in"
-    )
+    assert {*visit.ask(lines + ".map(e => getComputedStyle(e).stroke)")} >= {
+        "rgb(49, 87, 201)",
+        "rgb(217, 98, 43)",
+    }, "the style is let in"
     pictures = visit.ask("[...document.images].map(e => e.complete && e.naturalWidth)")
     assert pictures == [8] * shown_in(tiny_run)
 
@@ -349,6 +366,18 @@ def test_no_screen_is_too_small(browser, hostile, width, scheme):
         ".map(c => c.match(/\\d+/g).reduce((a, b) => a + Number(b), 0))"
     )
     assert (light > dark) == (scheme == "dark")
+
+
+@pytest.mark.parametrize(("scheme", "accent"), [("light", (49, 87, 201)), ("dark", (136, 166, 255))])
+def test_shades_follow_the_theme(browser, tiny_run, scheme, accent):
+    path = tiny_run / "report.html"
+    visit = Visit(browser, path, scheme=scheme)
+    shades = visit.page.locator("figure > svg:has(image)")
+    assert shades.count() == 2
+    for i in range(2):
+        picture = Image.open(BytesIO(shades.nth(i).screenshot())).convert("RGB")
+        assert (np.asarray(picture) == accent).all(-1).sum() > 10, "the fullest cell"
+    visit.check(path)
 
 
 def test_hostile_names_do_nothing_in_a_browser(browser, hostile):

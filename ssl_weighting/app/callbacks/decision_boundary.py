@@ -120,14 +120,13 @@ def _data(trainer: Trainer) -> SSLData:
 
 def _points(data: SSLData, part: str) -> Tensor:
     """Raw points (n, 2) of a list of the split."""
-    examples = data.sets[part]
-    points: Tensor = examples.source.fetch(examples.rows)
+    points = data.sets[part].raw()
+    assert isinstance(points, Tensor)
     return points
 
 
 def _in_the_plane(data: SSLData) -> bool:
-    examples = data.sets["labeled"]
-    raw = examples.source.fetch(examples.rows[:1])
+    raw = data.sets["labeled"].raw(slice(1))
     return isinstance(raw, Tensor) and raw.is_floating_point() and raw.shape[1:] == (2,)
 
 

@@ -17,14 +17,14 @@ def progress_callback() -> Callback:
 
 def _newest(pl_module: LightningModule) -> dict[str, str]:
     latest: dict[str, float] = getattr(pl_module, "latest", {})
-    shown = {}
+    metrics = {}
     if "train/loss" in latest:
-        shown["loss"] = f"{latest['train/loss']:.3f}"
+        metrics["loss"] = f"{latest['train/loss']:.3f}"
     if "validation/error" in latest:
-        shown["val err"] = f"{100 * latest['validation/error']:.2f}%"
+        metrics["val err"] = f"{100 * latest['validation/error']:.2f}%"
     if "weights/mean" in latest:
-        shown["λ mean/min/max"] = "/".join(f"{latest[f'weights/{k}']:.2f}" for k in ("mean", "min", "max"))
-    return shown
+        metrics["λ mean/min/max"] = "/".join(f"{latest[f'weights/{k}']:.2f}" for k in ("mean", "min", "max"))
+    return metrics
 
 
 class Bar(RichProgressBar):

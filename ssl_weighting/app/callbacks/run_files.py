@@ -108,8 +108,8 @@ class RunFiles(Callback):
         due = time.monotonic() - self._saved_at > 60 * self.every_minutes
         asked = self._asked_to_stop
         if trainer.world_size > 1:
-            told = torch.tensor([int(due), asked], device=pl_module.device)
-            due, asked = trainer.strategy.reduce(told, reduce_op="max").tolist()
+            local = torch.tensor([int(due), asked], device=pl_module.device)
+            due, asked = trainer.strategy.reduce(local, reduce_op="max").tolist()
         if self.every_steps and step % self.every_steps == 0:
             due = True
         if (asked or due) and step != self._saved_step:
@@ -216,8 +216,8 @@ def weights_table(module: SSLModule, positions: Tensor | None = None) -> pa.Tabl
         positions: Which of them, (n,) int64; default all, or a sample of very many.
     """
     positions = module.weighting.sampled() if positions is None else positions
-    weights, happened = module.weighting.known(positions)
-    record = {name: column.numpy() for name, column in happened._asdict().items()}
+    weights, statistics = module.weighting.known(positions)
+    record = {name: column.numpy() for name, column in statistics._asdict().items()}
     labels = module.data.unlabeled_labels()[positions].numpy()
     seen = record["pseudo_label"] >= 0
     return pa.table(

@@ -116,14 +116,14 @@ class WandbDashboard(Callback):
             texts = [on_one_line(text, 1000) for text in descriptions(data, places)]
             rows = []
             for i, row in enumerate(weights.take(positions).to_pylist()):
-                shown: Any = texts[i]
+                cell: Any = texts[i]
                 if images is not None:
-                    shown = wandb.Image(images[i], caption=texts[i])
+                    cell = wandb.Image(images[i], caption=texts[i])
                 names = [
                     None if row[k] is None else data.class_names[row[k]] for k in ("pseudo_label", "label")
                 ]
                 numbers = (row["weight"], row["influence"], row["updates"])
-                rows.append([shown, *numbers, names[0], row["confidence"], names[1]])
+                rows.append([cell, *numbers, names[0], row["confidence"], names[1]])
             for logger in loggers:
                 table: Any = wandb.Table(columns=list(COLUMNS), data=rows)
                 logger.log_metrics({f"examples/{kind}": table}, step=trainer.global_step)

@@ -93,26 +93,26 @@ class WeightHistogram(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the final histogram."""
         assert isinstance(pl_module, SSLModule)
-        weights, happened = pl_module.weighting.known(pl_module.weighting.sampled())
-        if trainer.is_global_zero and bool((happened.updates > 0).any()):
-            draw_histogram(pl_module, weights, happened, self.directory / "weights.png")
+        weights, statistics = pl_module.weighting.known(pl_module.weighting.sampled())
+        if trainer.is_global_zero and bool((statistics.updates > 0).any()):
+            draw_histogram(pl_module, weights, statistics, self.directory / "weights.png")
 
 
-def draw_histogram(module: SSLModule, weights: Tensor, happened: Statistics, path: Path) -> None:
+def draw_histogram(module: SSLModule, weights: Tensor, statistics: Statistics, path: Path) -> None:
     """A picture of Λ; where labels are known that training did not see, right, wrong and foreign pseudo-labels apart.
 
     Args:
         module: The module with its Λ.
         weights: λ of the examples ``module.weighting.sampled()``, (n,).
-        happened: What happened to them.
+        statistics: What happened to them.
         path: The PNG file to write.
     """
     from matplotlib.figure import Figure
 
-    values, guesses = weights.float(), happened.pseudo_label
+    values, guesses = weights.float(), statistics.pseudo_label
     labels = module.data.judged_labels(module.weighting.sampled())
     given = (labels < 0) & (module.data.unlabeled_labels()[module.weighting.sampled()] >= 0)
-    moved = happened.updates > 0
+    moved = statistics.updates > 0
     groups = {
         "pseudo-label right": (guesses == labels) & (labels >= 0),
         "pseudo-label wrong": (guesses != labels)
@@ -129,17 +129,17 @@ def draw_histogram(module: SSLModule, weights: Tensor, happened: Statistics, pat
     edges = np.linspace(low - 0.01, high + 0.01, 61)
     colours = {"pseudo-label right": "#2a7f62", "pseudo-label wrong": "#d1495b", "foreign class": "#8338ec"}
     colours["trained with its label"] = "#b58a00"
-    shown = {
+    drawn = {
         name: values[mask & moved].numpy() for name, mask in groups.items() if bool((mask & moved).any())
     }
     axes.hist(
-        list(shown.values()),
+        list(drawn.values()),
         bins=edges.tolist(),
         histtype="stepfilled",
         alpha=0.55,
         density=True,
-        color=[colours.get(name, "#6c757d") for name in shown],
-        label=[f"{name} ({len(v)}, mean {v.mean():.2f})" for name, v in shown.items()],
+        color=[colours.get(name, "#6c757d") for name in drawn],
+        label=[f"{name} ({len(v)}, mean {v.mean():.2f})" for name, v in drawn.items()],
     )
     axes.axvline(
         module.weighting.options.init, color="black", linewidth=1, linestyle=":", label="initial value"

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from markupsafe import Markup
 
-from ssl_weighting.app.report.charts import Axes, histogram, legend, shades, stacked
+from ssl_weighting.app.report.charts import histogram, legend, line, plot_area, shades, stacked, svg
 from ssl_weighting.app.runs import Run, WeightHistory
 
 COLUMNS, BINS = 60, 40  # of the picture of Λ over training
@@ -71,12 +71,12 @@ def weight_charts(run: Run, groups: dict[str, np.ndarray]) -> list[tuple[str, st
             )
         )
     shown = {name: weight[mask & moved] for name, mask in groups.items() if (mask & moved).any()}
-    css = [GROUPS[name] for name in shown]
+    colours = [GROUPS[name] for name in shown]
     charts.append(
         (
             "Weights at the end",
             "Of the examples that moved.",
-            histogram(shown, css, "Histogram of the weights", "weight λ"),
+            histogram(shown, colours, "Histogram of the weights", "weight λ"),
         )
     )
     confidence = run.weights["confidence"].to_numpy().astype(np.float64)
@@ -103,21 +103,19 @@ def weight_charts(run: Run, groups: dict[str, np.ndarray]) -> list[tuple[str, st
 
 def _history_chart(history: WeightHistory, mean: tuple[np.ndarray, np.ndarray] | None) -> Markup:
     """Λ's histograms beside each other, each on the same bins."""
-    chosen = np.unique(np.linspace(0, len(history.steps) - 1, COLUMNS).round().astype(int))
-    steps = history.steps[chosen].astype(np.float64)
+    columns = np.linspace(history.steps[0], history.steps[-1], COLUMNS)
+    nearest = np.abs(history.steps - columns[:, None]).argmin(1)
     low, high = _range(history)
     edges = np.linspace(low, max(high, low + NARROWEST), BINS + 1)
-    shares = np.stack([_rebinned(history, t, edges) for t in chosen])
-    middles = (steps[:-1] + steps[1:]) / 2
-    borders = np.concatenate([[steps[0]], middles, [steps[-1]]])
-    axes = Axes(
-        (float(steps[0]), float(steps[-1])), (float(edges[0]), float(edges[-1])), "θ steps", "weight λ",
-        "Histograms of the weights over training",
-    )  # fmt: skip
-    shades(axes, shares, borders, edges)
+    shares = np.stack([_rebinned(history, t, edges) for t in nearest])
+    axes = plot_area((columns[0], columns[-1]), (edges[0], edges[-1]), "θ steps", "weight λ")
+    half = (columns[1] - columns[0]) / 2
+    shades(axes, shares, np.array([columns[0] - half, columns[-1] + half]), edges)
     if mean is not None and len(mean[0]) > 1:
-        axes.line(*mean, "c1")
-    return legend(["examples", "mean"], ["heat", "c1"]) + axes.svg()
+        line(axes, *mean, "c1")
+    return legend(["examples", "mean"], ["accent", "c1"]) + svg(
+        axes, "Histograms of the weights over training"
+    )
 
 
 def _all_equal(history: WeightHistory, t: int) -> float | None:
@@ -157,18 +155,17 @@ def _confidence_chart(confidence: np.ndarray, weight: np.ndarray) -> Markup:
         (36, 28),
         ((float(confidence.min()), max(1.0, float(confidence.max()))), (low, max(high, low + NARROWEST))),
     )
-    axes = Axes(
-        (float(x_edges[0]), float(x_edges[-1])), (float(y_edges[0]), float(y_edges[-1])),
-        "confidence in the pseudo-label", "weight λ", "Weight against confidence",
-    )  # fmt: skip
+    axes = plot_area(
+        (x_edges[0], x_edges[-1]), (y_edges[0], y_edges[-1]), "confidence in the pseudo-label", "weight λ"
+    )
     shades(axes, counts, x_edges, y_edges)
     total, _ = np.histogram(confidence, x_edges)
     sums, _ = np.histogram(confidence, x_edges, weights=weight)
     enough = total >= max(3, 0.002 * len(weight))
     middles = (x_edges[:-1] + x_edges[1:]) / 2
     if enough.sum() > 1:
-        axes.line(middles[enough], sums[enough] / total[enough], "c1")
-    return legend(["examples", "mean"], ["heat", "c1"]) + axes.svg()
+        line(axes, middles[enough], sums[enough] / total[enough], "c1")
+    return legend(["examples", "mean"], ["accent", "c1"]) + svg(axes, "Weight against confidence")
 
 
 def group_table(run: Run, groups: dict[str, np.ndarray]) -> list[tuple[str, str, str, str, str]]:
