@@ -61,6 +61,25 @@ class Context:
         return torch.is_grad_enabled()
 
 
+@dataclass(frozen=True)
+class Survey:
+    """The whole pool as the averaged θ sees it, for methods that learn from its shape. Tensors on the CPU.
+
+    Attributes:
+        features: (|U|, D), float32, of the examples as they are.
+        probabilities: (|U|, C), float32.
+        labeled: (n,) int64, rows of the pool that have a label.
+        labels: (n,) int64, their labels.
+        step: θ steps done so far.
+    """
+
+    features: Tensor
+    probabilities: Tensor
+    labeled: Tensor
+    labels: Tensor
+    step: int
+
+
 class Algorithm(nn.Module, ABC):
     """An SSL method.
 
@@ -71,11 +90,13 @@ class Algorithm(nn.Module, ABC):
         views: The views of every unlabelled example that :meth:`loss_terms` needs, by name.
         labeled_view: The view of the labelled examples.
         extra_heads: Linear heads that it needs besides the classifier, with their number of classes.
+        surveys: How many times in a run :meth:`survey` is called: before the first step, then at even distances.
     """
 
     views: Mapping[str, View]
     labeled_view: View = ("weak",)
     extra_heads: Mapping[str, int] = {}
+    surveys: int = 0
 
     def prepare(self, num_unlabeled: int, num_classes: int) -> None:
         """Register the buffers whose size depends on the data. Called once, before a checkpoint is loaded.
@@ -101,6 +122,22 @@ class Algorithm(nn.Module, ABC):
             unlabeled: U'.
             context: Where training stands.
         """
+
+    def survey(self, seen: Survey) -> None:
+        """Look at the whole pool. Called ``surveys`` times in a run, without gradients, the same in every process.
+
+        What it makes of it belongs into buffers, so that a resumed run has it.
+
+        Args:
+            seen: The pool.
+        """
+
+    def survey_due(self, context: Context) -> bool:
+        """Whether the pool is to be looked at now, before the θ step that comes."""
+        if not self.surveys or context.step >= context.total_steps:
+            return False
+        between = max(1, context.total_steps // self.surveys)
+        return context.step % between == 0 and context.step // between < self.surveys
 
     def after_step(self, show: Show, context: Context) -> None:
         """Learn what labelled examples teach besides θ. Called after every θ step, without gradients.

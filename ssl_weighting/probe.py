@@ -1,0 +1,99 @@
+"""The baseline that everything has to beat: a linear probe on features, trained on all labels and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ssl_weighting.errors import UserError
+
+PENALTIES = tuple(10.0**exponent for exponent in np.arange(-2.0, 2.5, 0.5))
+"""Weight decays that cross-validation chooses among, for features of deviation 1."""
+ALONE = 1.0
+"""The weight decay where a class has a single label, so that there is nothing to cross-validate with."""
+FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A linear probe.
+
+    Attributes:
+        classifier: scikit-learn's ``LogisticRegression``, trained on all labels.
+        penalty: Its weight decay δ: it minimises mean loss + δ/2 · |W|².
+        held_out: (n, C), probabilities of each labelled example by a probe that was trained without its fold; ``None``
+            where a class has a single label.
+        error: Cross-validated error, a share; NaN where ``held_out`` is ``None``.
+        loss: Cross-validated cross-entropy, nats; NaN likewise.
+    """
+
+    classifier: Any
+    penalty: float
+    held_out: np.ndarray | None
+    error: float
+    loss: float
+
+    def probabilities(self, features: np.ndarray) -> np.ndarray:
+        """Class probabilities (m, C) of features (m, D)."""
+        return np.asarray(self.classifier.predict_proba(features))
+
+
+def folds_of(labels: np.ndarray, folds: int = FOLDS) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows to train on and rows held out, stratified, the same for the same labels.
+
+    Args:
+        labels: (n,) int64.
+        folds: How many; fewer where a class has fewer labels, none where one has a single label.
+    """
+    from sklearn.model_selection import StratifiedKFold  # slow to import
+
+    number = min(folds, int(np.bincount(labels).min()))
+    if number >= 2:
+        splitter = StratifiedKFold(number, shuffle=True, random_state=0)
+        yield from splitter.split(np.zeros((len(labels), 1)), labels)
+
+
+def fit_probe(features: np.ndarray, labels: np.ndarray) -> Probe:
+    """Train a probe; its penalty is the one of least cross-validated loss.
+
+    Args:
+        features: (n, D), each of mean 0 and deviation 1 or about.
+        labels: (n,) int64, every class from 0 to C − 1 among them.
+
+    Raises:
+        UserError: If there are fewer than two classes, or one without a label.
+    """
+    counts = np.bincount(labels)
+    if len(counts) < 2 or not counts.all():
+        raise UserError(f"labels: {counts.tolist()} of the classes; give at least one of each of two classes")
+    splits = list(folds_of(labels))
+    if not splits:
+        return Probe(_trained(features, labels, ALONE), ALONE, None, float("nan"), float("nan"))
+    best: tuple[float, float, np.ndarray] | None = None
+    for penalty in PENALTIES:
+        held_out = np.zeros((len(labels), len(counts)))
+        for rows, others in splits:
+            held_out[others] = _trained(features[rows], labels[rows], penalty).predict_proba(features[others])
+        loss = float(cross_entropy(held_out, labels).mean())
+        if best is None or loss < best[0]:
+            best = (loss, penalty, held_out)
+    assert best is not None
+    loss, penalty, held_out = best
+    error = float((held_out.argmax(1) != labels).mean())
+    return Probe(_trained(features, labels, penalty), penalty, held_out, error, loss)
+
+
+def cross_entropy(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """−log p of the label, nats, (n,), of probabilities (n, C) and labels (n,)."""
+    chosen = np.take_along_axis(probabilities, labels[:, None], 1)[:, 0]
+    return np.asarray(-np.log(np.maximum(chosen, 1e-9)))
+
+
+def _trained(features: np.ndarray, labels: np.ndarray, penalty: float) -> Any:
+    from sklearn.linear_model import LogisticRegression  # slow to import
+
+    # scikit-learn minimises |W|²/2 + C · Σ loss.
+    return LogisticRegression(C=1 / (penalty * len(labels)), max_iter=1000).fit(features, labels)
