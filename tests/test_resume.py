@@ -24,7 +24,7 @@ OPTIONS = {
 
 
 def start(runs, *more):
-    options = words(OPTIONS | {"config": "digits_uda", "runs": runs})
+    options = words({"config": "digits_uda", "runs": runs} | OPTIONS)
     command = [sys.executable, "-m", "ssl_weighting", "fit", *options, *more]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL)
 

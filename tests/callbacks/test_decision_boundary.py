@@ -10,6 +10,7 @@ from sklearn.datasets import make_moons
 
 from ssl_weighting.app.callbacks import DecisionBoundary
 from ssl_weighting.app.cli import run_lightning
+from ssl_weighting.data import ExampleSet, InMemory
 
 OPTIONS = [
     *("--trainer.max_steps", "120", "--trainer.val_check_interval", "60", "--trainer.accelerator", "cpu"),
@@ -73,14 +74,10 @@ def test_a_resumed_run_has_all_frames(tmp_path):
     assert [int(step) for step in second._frames["steps"]] == [0, 2]
 
 
-def test_nothing_where_inputs_are_no_points(tmp_path):
-    images = SimpleNamespace(
-        rows=torch.arange(3), source=SimpleNamespace(fetch=lambda rows: torch.zeros(len(rows), 1, 8, 8))
-    )
+def test_nothing_where_inputs_are_no_points():
     from ssl_weighting.app.callbacks.decision_boundary import _in_the_plane
 
-    assert not _in_the_plane(SimpleNamespace(sets={"labeled": images}))
-    points = SimpleNamespace(
-        rows=torch.arange(3), source=SimpleNamespace(fetch=lambda rows: torch.zeros(len(rows), 2))
-    )
-    assert _in_the_plane(SimpleNamespace(sets={"labeled": points}))
+    for shape, in_the_plane in (((1, 8, 8), False), ((2,), True)):
+        rows = torch.arange(3)
+        examples = ExampleSet(InMemory(torch.zeros(3, *shape), rows), rows, rows)
+        assert _in_the_plane(SimpleNamespace(sets={"labeled": examples})) == in_the_plane
