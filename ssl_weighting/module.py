@@ -30,6 +30,7 @@ from ssl_weighting.modes import evaluation_mode
 from ssl_weighting.precision import check_precision
 from ssl_weighting.protocols import Model
 from ssl_weighting.randomness import seed_by
+from ssl_weighting.survey import take_survey
 from ssl_weighting.terms import Objective
 from ssl_weighting.theta import Step, Theta, ThetaOptions
 from ssl_weighting.trial import Trial
@@ -127,7 +128,8 @@ class SSLModule(LightningModule):
             batchnorm = self.weighting.options.batchnorm
             with evaluation_mode(self.model, batchnorm, self.compiles), torch.no_grad():
                 objective = self.objective(fresh)  # line 8
-                validation = self.views.validation_term(cast(Model, self.model), fresh["validation"])
+                held_out = fresh.get("validation")
+                validation = self.views.validation_term(cast(Model, self.model), held_out, objective.terms)
                 self.weight_step(objective, validation)  # lines 9 to 12: Λ moves
 
     def objective(self, batch: Batches) -> Objective:
@@ -144,6 +146,7 @@ class SSLModule(LightningModule):
         with torch.no_grad():
             self.algorithm.after_step(self.views.show(batch), self.context)
         self._log_theta_step(objective, done)
+        self.survey_the_pool()
 
     def weight_step(self, objective: Objective, validation: Any) -> None:
         """λ_u ← λ_u − η ∂L_S(V', θ*(Λ))/∂λ_u, or nothing where that is not finite."""
@@ -302,12 +305,8 @@ class SSLModule(LightningModule):
         return cast(Evaluation, self.evaluations[part])
 
     def _log_evaluation(self) -> None:
-        values = {
-            f"{part}/{name}": value
-            for part in self.evaluations
-            if self._evaluation(part).seen
-            for name, value in self._evaluation(part).compute().items()
-        }
+        seen = [part for part in self.evaluations if self._evaluation(part).seen]
+        values = {f"{part}/{name}": v for part in seen for name, v in self._evaluation(part).compute().items()}
         self.log_dict(values, logger=False)  # for callbacks and for what trainer.test returns
         self._log_now(values)
 
@@ -323,9 +322,7 @@ class SSLModule(LightningModule):
     def _log_now(self, values: dict[str, Any]) -> None:
         """Means over the processes to all loggers, at the present θ step. Waits for the device, so not every step."""
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
-        given = [
-            torch.as_tensor(value, dtype=dtype, device=self.device).detach() for value in values.values()
-        ]
+        given = [torch.as_tensor(v, dtype=dtype, device=self.device).detach() for v in values.values()]
         numbers = dict(zip(values, averaged(torch.stack(given)).tolist(), strict=True))
         self.latest.update(numbers)
         for logger in self.loggers:
@@ -334,11 +331,17 @@ class SSLModule(LightningModule):
     # ---- checkpoints --------------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
-        """Hand the influence what a checkpoint kept of it."""
+        """Hand the influence what a checkpoint kept of it; show the method the pool."""
         if self._influence_state is not None:
             on_device = pytree.tree_map_only(Tensor, lambda x: x.to(self.device), self._influence_state)
             self.weighting.influence.restore(on_device)
             self._influence_state = None
+        self.survey_the_pool(first=True)
+
+    def survey_the_pool(self, first: bool = False) -> None:
+        """Show the method the whole pool, where it wants to see it now; a resumed run's has seen it."""
+        if self.algorithm.survey_due(self.context) and first == (self.global_step == 0):
+            self.algorithm.survey(take_survey(self.ema.model, self.views, self.global_step, self.device))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what a resumed run must agree with; refuse to save a state that is not finite."""
@@ -387,11 +390,7 @@ class SSLModule(LightningModule):
         )
 
     def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
-        """See torch; a state that does not fit is put down to the option that was changed.
-
-        Raises:
-            UserError: Naming it.
-        """
+        """See torch; of a state that does not fit, a ``UserError`` names the option that was changed."""
         try:
             return super().load_state_dict(*arguments, **options)
         except RuntimeError as error:

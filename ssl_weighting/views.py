@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ from torch.utils import _pytree as pytree
 from ssl_weighting.algorithms.base import Algorithm, Labeled, Unlabeled, supervised_term
 from ssl_weighting.data.module import SSLData
 from ssl_weighting.data.source import LabeledBatch
+from ssl_weighting.errors import UserError
 from ssl_weighting.protocols import Model, View
 from ssl_weighting.terms import LossTerm
 
@@ -59,8 +61,27 @@ class Views:
         """A function that shows the labelled examples of a batch in any view."""
         return partial(self.labeled, batch["labeled"])
 
-    def validation_term(self, network: Model, batch: LabeledBatch) -> LossTerm:
-        """L_S(V', θ): cross-entropy on validation examples as they are."""
+    def validation_term(
+        self, network: Model, batch: LabeledBatch | None, terms: Sequence[LossTerm]
+    ) -> LossTerm:
+        """L_S(V', θ): cross-entropy on validation examples as they are, or, without any, of those that train.
+
+        Args:
+            network: The classifier.
+            batch: V', or ``None``.
+            terms: The objective's terms.
+
+        Raises:
+            UserError: If none of them is of labelled examples as they are.
+        """
+        if batch is None:
+            own = next((term for term in terms if term.name == "supervised"), None)
+            if own is None:
+                raise UserError(
+                    f"data.num_validation=0: {type(self.algorithm).__name__} mixes labelled examples with others, so that "
+                    "none can be left out; keep labels aside with --data.num_validation null"
+                )
+            return own
         return supervised_term(network(self.plain(batch.inputs)), self.one_hot(batch.labels))
 
     def one_hot(self, labels: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ class LabelPropagation(Algorithm):
         guess = unlabeled_term(
             "propagated",
             weak,
-            targets.to(weak.logits.dtype),
+            targets,
             CROSS_ENTROPY,
             unlabeled.row,
             mask=certainty,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from ssl_weighting.backbones.base import Backbone
 from ssl_weighting.checks import require
+from ssl_weighting.errors import UserError
 from ssl_weighting.protocols import Inputs
 
 
@@ -24,6 +27,16 @@ class Precomputed(Backbone):
         require("model.backbone.feature_dim", feature_dim, feature_dim >= 1, "must be at least 1")
         self.feature_dim = feature_dim
 
-    def forward(self, inputs: Inputs) -> Inputs:
-        """The inputs themselves, (B, feature_dim)."""
-        return inputs
+    def forward(self, inputs: Inputs) -> Tensor:
+        """The inputs, (B, ...), as vectors (B, feature_dim).
+
+        Raises:
+            UserError: If an example has another number of them.
+        """
+        features: Tensor = inputs.flatten(1)
+        if features.shape[1] != self.feature_dim:
+            raise UserError(
+                f"model.backbone.feature_dim={self.feature_dim}: the examples have {features.shape[1]} numbers each; "
+                f"give {features.shape[1]}"
+            )
+        return features

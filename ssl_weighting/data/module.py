@@ -56,7 +56,8 @@ class SSLData(LightningDataModule, ABC):
         num_labeled: Labelled examples, drawn class by class in proportion to the classes' sizes; ``null`` for all
             that have a label and do not validate.
         num_validation: Validation examples that Λ is learned on (the paper: 1024; 64 to 5000 ablated); ``null`` for
-            :func:`~ssl_weighting.data.split.validation_shares` of those that have a label.
+            :func:`~ssl_weighting.data.split.validation_shares` of those that have a label. 0: all labels train, and Λ is
+            learned on them, each left out in turn (see :class:`~ssl_weighting.influence.ExactLastLayer`).
         labeled_batch_size: |D'| per process and θ step.
         unlabeled_batch_size: |U'| per process and θ step.
         validation_batch_size: |V'| per Λ step; all of the validation set if it is smaller.
@@ -111,7 +112,8 @@ class SSLData(LightningDataModule, ABC):
             "evaluation_batch_size": evaluation_batch_size,
         }
         for key, value in counts.items():
-            require(f"data.{key}", value, value is None or value >= 1, "must be at least 1")
+            least = 0 if key == "num_validation" else 1
+            require(f"data.{key}", value, value is None or value >= least, f"must be at least {least}")
         require("data.num_workers", num_workers, num_workers >= 0, "must be at least 0")
         self.num_labeled, self.num_validation = num_labeled, num_validation
         self.unlabeled_count = num_unlabeled
@@ -369,14 +371,12 @@ class SSLData(LightningDataModule, ABC):
         return self._streams("theta", sizes, start, None, a_pass)
 
     def influence_batches(self, done: int) -> CombinedLoader:
-        """Fresh D', U' and V' without end, after those of ``done`` Λ steps (Alg. 1, line 7)."""
+        """Fresh D', U' and, where labels are kept aside, V', without end, after ``done`` Λ steps (Alg. 1, line 7)."""
         world = 1 if self.trainer is None else self.trainer.world_size
         validation = min(self.validation_batch_size, -(-len(self.sets["validation"]) // world))
-        sizes = {
-            "labeled": self.labeled_batch_size,
-            "unlabeled": self.unlabeled_batch_size,
-            "validation": validation,
-        }
+        sizes = {"labeled": self.labeled_batch_size, "unlabeled": self.unlabeled_batch_size}
+        if validation:
+            sizes["validation"] = validation
         return self._streams("influence", sizes, done, None)
 
     def in_order(self, part: str) -> DataLoader[Any]:
@@ -388,7 +388,7 @@ class SSLData(LightningDataModule, ABC):
         return self._loader(part, BatchSampler(mine, self.evaluation_batch_size, drop_last=False))
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
-        """The validation set, and the test set if its error is to be followed."""
+        """The validation set, which may be empty, and the test set if its error is to be followed."""
         return [self.in_order("validation"), *([self.in_order("test")] if self.evaluate_test else [])]
 
     def predict_dataloader(self) -> Any:

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from discovered import METHODS
+from torch import nn
 
 from ssl_weighting.algorithms.base import Context, Labeled, Unlabeled, supervised_term
 from ssl_weighting.backbones.base import Classifier
@@ -13,7 +14,9 @@ from ssl_weighting.backbones.conv import SmallConvNet
 from ssl_weighting.data.digits import Digits
 from ssl_weighting.errors import UserError
 from ssl_weighting.influence.relative import RelativeInfluence
+from ssl_weighting.survey import take_survey
 from ssl_weighting.terms import Objective
+from ssl_weighting.views import Views
 
 MIXED = {"MixMatch"}
 """Methods whose terms hold no guess of an example's own class."""
@@ -43,6 +46,8 @@ def influences(method, data, network):
     torch.manual_seed(1)
     pool = data.sets["unlabeled"]
     algorithm.prepare(len(pool), 5)
+    if algorithm.surveys:
+        algorithm.survey(take_survey(network, Views(data, algorithm, nn.ModuleList(), 5), 0, torch.device("cpu")))
     rows = torch.randperm(len(pool))[:128]
     batch, given, validation = (
         data.sets[part].__getitems__(list(which))
