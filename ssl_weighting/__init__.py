@@ -5,16 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ssl_weighting.app.estimator import SSLClassifier
     from ssl_weighting.app.trained import load
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load"]
+__all__ = ["SSLClassifier", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """``load``, imported when it is asked for: torch is slow to import, and help needs none of it."""
+    """``load`` and ``SSLClassifier``, imported when asked for: torch is slow to import, and help needs none of it."""
     if name == "load":
         from ssl_weighting.app.trained import load
 
         return load
+    if name == "SSLClassifier":
+        from ssl_weighting.app.estimator import SSLClassifier
+
+        return SSLClassifier
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -306,7 +306,9 @@ class SSLModule(LightningModule):
 
     def _log_evaluation(self) -> None:
         seen = [part for part in self.evaluations if self._evaluation(part).seen]
-        values = {f"{part}/{name}": v for part in seen for name, v in self._evaluation(part).compute().items()}
+        values = {
+            f"{part}/{name}": v for part in seen for name, v in self._evaluation(part).compute().items()
+        }
         self.log_dict(values, logger=False)  # for callbacks and for what trainer.test returns
         self._log_now(values)
 

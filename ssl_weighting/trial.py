@@ -83,7 +83,11 @@ class Trial:
             model = cast(Model, self.network)
             with fits(f"{method}: its loss", examples):
                 terms = self.algorithm.loss_terms(model, *batches, self.context)
-            few = self._few("validation", min(data.validation_batch_size, 2 * FEW)) if len(data.sets["validation"]) else None
+            few = (
+                self._few("validation", min(data.validation_batch_size, 2 * FEW))
+                if len(data.sets["validation"])
+                else None
+            )
             validation = self.views.validation_term(model, few, terms)
             weights = [None if t.row is None else torch.full_like(t.mask, options.init) for t in terms]
             autocast = torch.autocast(validation.logits.device.type, enabled=False)

@@ -78,8 +78,8 @@ class Views:
             own = next((term for term in terms if term.name == "supervised"), None)
             if own is None:
                 raise UserError(
-                    f"data.num_validation=0: {type(self.algorithm).__name__} mixes labelled examples with others, so that "
-                    "none can be left out; keep labels aside with --data.num_validation null"
+                    f"data.num_validation=0: {type(self.algorithm).__name__} mixes labelled examples with others, so "
+                    "that none can be left out; keep labels aside with --data.num_validation null"
                 )
             return own
         return supervised_term(network(self.plain(batch.inputs)), self.one_hot(batch.labels))

@@ -138,7 +138,7 @@ class Watch(Callback):
         fresh = next(self.fresh)[0]
         fresh = trainer.strategy.batch_to_device(fresh, pl_module.device)
         with trainer.precision_plugin.train_step_context(), evaluation_mode(pl_module.model), torch.no_grad():
-            validation = pl_module.views.validation_term(pl_module.model, fresh["validation"])
+            validation = pl_module.views.validation_term(pl_module.model, fresh["validation"], ())
             pl_module.weight_step(pl_module.objective(fresh), validation)
         self.seconds["Λ step"].append(now(self.device) - began)
 

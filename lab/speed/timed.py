@@ -21,10 +21,10 @@ class TimedViews(Views):
         with self.turns.span("weights" if "validation" in batch else "views"):
             return super().of(batch)
 
-    def validation_term(self, network: Any, batch: Any) -> Any:
+    def validation_term(self, network: Any, batch: Any, terms: Any) -> Any:
         """See the base class; told of as its part."""
         with self.turns.span("weights"):
-            return super().validation_term(network, batch)
+            return super().validation_term(network, batch, terms)
 
 
 class TimedModule(SSLModule):

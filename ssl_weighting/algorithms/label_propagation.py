@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ssl_weighting import checks
-from ssl_weighting.algorithms.base import Algorithm, Context, Labeled, Survey, Unlabeled, supervised_term, unlabeled_term
+from ssl_weighting.algorithms.base import (
+    Algorithm,
+    Context,
+    Labeled,
+    Survey,
+    Unlabeled,
+    supervised_term,
+    unlabeled_term,
+)
 from ssl_weighting.algorithms.graph import neighbour_graph, propagate
 from ssl_weighting.protocols import Model
 from ssl_weighting.terms import CROSS_ENTROPY, LossTerm
@@ -50,11 +59,14 @@ class LabelPropagation(Algorithm):
         key = "model.algorithm"
         checks.require(f"{key}.neighbours", neighbours, neighbours >= 1, "must be at least 1")
         checks.require(f"{key}.spread", spread, 0 <= spread < 1, "must be at least 0 and below 1")
-        checks.require(f"{key}.surveys", surveys, surveys >= 1, "must be at least 1: the first makes the pseudo-labels")
+        checks.require(
+            f"{key}.surveys", surveys, surveys >= 1, "must be at least 1: the first makes the pseudo-labels"
+        )
         self.neighbours, self.spread, self.surveys = neighbours, spread, surveys
         self.temperature = checks.positive(f"{key}.temperature", temperature)
         self.coefficient = checks.coefficient(f"{key}.coefficient", coefficient)
         self.views = {"weak": ("weak",)}
+        self._drawn: tuple[Tensor, Any] | None = None
 
     def prepare(self, num_unlabeled: int, num_classes: int) -> None:
         """Register pseudo-labels (|U|, C), at first uniform, and how certain they are (|U|,), at first 0."""
@@ -71,8 +83,9 @@ class LabelPropagation(Algorithm):
 
     def pseudo_labels(self, seen: Survey) -> Tensor:
         """q, (|U|, C), rows that sum to one."""
-        graph = neighbour_graph(seen.features, self.neighbours, self.temperature)
-        return propagate(graph, seen.labeled, seen.labels, self.targets.shape[1], self.spread)
+        if self._drawn is None or not torch.equal(self._drawn[0], seen.features):  # a frozen network's stay
+            self._drawn = seen.features, neighbour_graph(seen.features, self.neighbours, self.temperature)
+        return propagate(self._drawn[1], seen.labeled, seen.labels, self.targets.shape[1], self.spread)
 
     def loss_terms(
         self, model: Model, labeled: Labeled, unlabeled: Unlabeled, context: Context

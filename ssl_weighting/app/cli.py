@@ -91,6 +91,7 @@ UNHELPFUL_WARNINGS = (
     r".*smaller than the logging interval.*",  # the last step is logged by the evaluation
     r".*your dataloader is not resumable.*",  # batches are a function of the step
     r".*torch\.jit\.script.*deprecated.*",  # inside torch
+    r"Total length of `DataLoader` across ranks is zero.*",  # no label is kept aside
     r".*callbacks used to create the checkpoint.*",  # evaluation needs none of those that train
 )
 

@@ -127,7 +127,9 @@ def _require_enough(
 ) -> None:
     """Refuse numbers that there are not enough labelled examples for, by the names of those that were given."""
     available, classes = int(counts.sum()), len(counts)
-    if (classes if num_labeled is None else num_labeled) + (1 if num_validation is None else num_validation) <= available:
+    if (classes if num_labeled is None else num_labeled) + (
+        1 if num_validation is None else num_validation
+    ) <= available:
         return
     there = f"{data_set} has {available} labelled examples of {classes} classes"
     if num_labeled is None and num_validation is None:

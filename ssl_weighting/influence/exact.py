@@ -202,7 +202,8 @@ class _System:
         without = torch.linalg.inv(unit - own @ g)
         pull = term.weight[:, None] * term.logit_gradient() / process_count()
         shift = (g @ without @ pull[..., None]).squeeze(-1)
-        return (without @ term.logit_gradient(shift)[..., None]).squeeze(-1)
+        judged: Tensor = (without @ term.logit_gradient(shift)[..., None]).squeeze(-1)
+        return judged
 
     def solve_dense(self, gradient: Tensor) -> Tensor:
         hessian = self.dense()

@@ -28,7 +28,9 @@ def clusters(n=120, dim=6, classes=3, seed=0):
 
 def survey(features, labels, labeled, step=0, probabilities=None):
     uniform = torch.full((len(features), int(labels.max()) + 1), 1 / (int(labels.max()) + 1))
-    return Survey(features, uniform if probabilities is None else probabilities, labeled, labels[labeled], step)
+    return Survey(
+        features, uniform if probabilities is None else probabilities, labeled, labels[labeled], step
+    )
 
 
 def test_propagation_agrees_with_dense_algebra():

@@ -47,7 +47,9 @@ def influences(method, data, network):
     pool = data.sets["unlabeled"]
     algorithm.prepare(len(pool), 5)
     if algorithm.surveys:
-        algorithm.survey(take_survey(network, Views(data, algorithm, nn.ModuleList(), 5), 0, torch.device("cpu")))
+        algorithm.survey(
+            take_survey(network, Views(data, algorithm, nn.ModuleList(), 5), 0, torch.device("cpu"))
+        )
     rows = torch.randperm(len(pool))[:128]
     batch, given, validation = (
         data.sets[part].__getitems__(list(which))

@@ -55,7 +55,16 @@ def example(classes=3, dim=4, labeled=12, pool=30, seed=0):
 def objective_of(network, known, pool, weights):
     def term(x, y, distance, **more):
         out = network(x)
-        return LossTerm("t", x, out.features.detach(), out.logits.detach(), y, distance, torch.ones(len(x)).double(), **more)
+        return LossTerm(
+            "t",
+            x,
+            out.features.detach(),
+            out.logits.detach(),
+            y,
+            distance,
+            torch.ones(len(x)).double(),
+            **more,
+        )
 
     terms = [term(*known, CROSS_ENTROPY), term(*pool, KL_DIVERGENCE, row=torch.arange(len(weights)))]
     return Objective(terms, [None, weights])
@@ -105,9 +114,10 @@ def dense_left_out(network, objective, damping):
     weights = objective.weights[1]
     n = len(known.mask)
     of = torch.autograd.functional
-    hessian = of.hessian(
-        lambda t: losses(t, known).mean() + (weights * losses(t, guessed)).mean(), flat
-    ) + damping * (1 if head.basis is None else 2) * torch.eye(len(flat)).double()
+    hessian = (
+        of.hessian(lambda t: losses(t, known).mean() + (weights * losses(t, guessed)).mean(), flat)
+        + damping * (1 if head.basis is None else 2) * torch.eye(len(flat)).double()
+    )
     pulls = of.jacobian(lambda t: losses(t, guessed), flat)
     total = torch.zeros(len(weights)).double()
     for i in range(n):

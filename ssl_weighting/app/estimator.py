@@ -1,0 +1,228 @@
+"""``SSLClassifier``: the same loop as a scikit-learn estimator, on arrays of features."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.utilities.seed import isolate_rng
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor, nn
+
+from ssl_weighting.algorithms.base import Algorithm
+from ssl_weighting.algorithms.ensemble import Ensemble
+from ssl_weighting.backbones.precomputed import Precomputed
+from ssl_weighting.data.tensors import TensorData
+from ssl_weighting.influence import ExactLastLayer
+from ssl_weighting.module import SSLModule
+from ssl_weighting.probe import cross_entropy, fit_probe, folds_of
+from ssl_weighting.theta import ThetaOptions
+from ssl_weighting.weighting import WeightingOptions
+
+POOL = -1
+"""The label of an example of the pool, as in scikit-learn's semi-supervised classifiers."""
+LABELED, UNLABELED = 64, 448
+"""Largest batches."""
+
+
+class SSLClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """A linear classifier of features that learns from labelled and unlabelled examples, with a weight for each.
+
+    ::
+
+        model = SSLClassifier().fit(features, labels)      # labels: -1 for the pool
+        model.predict(features)
+        model.baseline_.error, model.used_pool_            # labels alone, cross-validated; did the pool help?
+
+    All labels train, none is kept aside: weights are learned on labelled examples, each left out in turn. The model
+    with the pool is kept where it beats the labels-only probe in cross-validation over the labels (by the loss), else
+    the probe is handed over.
+
+    Args:
+        encoder: Turns examples into features (n, D), such as a pretrained network; ``None`` where they are features.
+        algorithm: Makes the SSL method; default :class:`~ssl_weighting.algorithms.ensemble.Ensemble`.
+        max_steps: θ steps.
+        random_state: Seed of the batches.
+
+    Attributes:
+        classes_: (C,), the classes.
+        baseline_: The labels-only probe on all labels; see :class:`~ssl_weighting.probe.Probe`.
+        used_pool_: Whether predictions are those of the model with the pool.
+        cross_validated_loss_: Mean loss, nats, of labelled examples by models with the pool that were trained without
+            their fold; NaN where a class has a single label.
+        weights_: (|U|,) float32, λ of the examples of the pool, in order; without a pool the probe is all there is.
+    """
+
+    def __init__(
+        self,
+        encoder: Callable[[Any], Any] | None = None,
+        algorithm: Callable[[], Algorithm] = Ensemble,
+        max_steps: int = 300,
+        random_state: int = 0,
+    ) -> None:
+        self.encoder, self.algorithm = encoder, algorithm
+        self.max_steps, self.random_state = max_steps, random_state
+
+    def fit(self, X: Any, y: Any) -> SSLClassifier:  # noqa: N803
+        """Train.
+
+        Args:
+            X: n examples; (n, D) without an encoder.
+            y: (n,), classes of any kind; −1, ``None`` or NaN for the pool.
+
+        Raises:
+            ValueError: If X or y is nothing to learn from.
+        """
+        if y is None:
+            raise ValueError(
+                "SSLClassifier requires y to be passed, but the target y is None; -1 stands for the pool"
+            )
+        features = self._features(X, fitting=True)
+        labels, self.classes_ = _class_numbers(y, len(features))
+        known = np.flatnonzero(labels != POOL)
+        self.mean_, self.deviation_ = features.mean(0), features.std(0)
+        self.deviation_[self.deviation_ < 1e-6] = 1.0
+        features = self._standardised(features)
+        self.baseline_ = fit_probe(features[known], labels[known])
+        self.module_, self.weights_ = None, np.empty(0, np.float32)
+        self.cross_validated_loss_, self.used_pool_ = float("nan"), False
+        if len(known) < len(labels):
+            self.module_ = self._trained(features, labels)
+            weights, _ = self.module_.weighting.known(torch.arange(len(labels)))
+            self.weights_ = weights.float().numpy()[labels == POOL]
+            self.cross_validated_loss_ = self._cross_validated(features, labels, known)
+            self.used_pool_ = bool(self.cross_validated_loss_ < self.baseline_.loss)
+        return self
+
+    def predict_proba(self, X: Any) -> np.ndarray:  # noqa: N803
+        """Class probabilities (n, C), float64, in the order of ``classes_``."""
+        check_is_fitted(self)
+        features = self._standardised(self._features(X, fitting=False))
+        if self.module_ is not None and self.used_pool_:
+            return _probabilities(self.module_, features)
+        return self.baseline_.probabilities(features)
+
+    def predict(self, X: Any) -> np.ndarray:  # noqa: N803
+        """The likeliest class of each example, (n,)."""
+        best = self.predict_proba(X).argmax(1)
+        return np.asarray(self.classes_[best])
+
+    def _features(self, examples: Any, fitting: bool) -> np.ndarray:
+        if self.encoder is not None:
+            training = isinstance(self.encoder, nn.Module) and self.encoder.training
+            if isinstance(self.encoder, nn.Module):
+                self.encoder.eval()
+            with torch.no_grad():
+                examples = self.encoder(examples)
+            if training:
+                self.encoder.train()  # type: ignore[attr-defined]
+            examples = examples.detach().cpu().numpy() if isinstance(examples, Tensor) else examples
+        return np.asarray(validate_data(self, examples, reset=fitting, dtype=np.float64))
+
+    def _standardised(self, features: np.ndarray) -> np.ndarray:
+        return np.asarray((features - self.mean_) / self.deviation_, np.float32)
+
+    def _cross_validated(self, features: np.ndarray, labels: np.ndarray, known: np.ndarray) -> float:
+        held_out = np.zeros((len(known), len(self.classes_)))
+        splits = list(folds_of(labels[known]))
+        for _, others in splits:
+            fewer = labels.copy()
+            fewer[known[others]] = POOL
+            held_out[others] = _probabilities(self._trained(features, fewer), features[known[others]])
+        return float(cross_entropy(held_out, labels[known]).mean()) if splits else float("nan")
+
+    def _trained(self, features: np.ndarray, labels: np.ndarray) -> SSLModule:
+        count = int((labels != POOL).sum())
+        data = TensorData(
+            torch.from_numpy(features),
+            torch.from_numpy(labels),
+            augmentations={"weak": nn.Identity()},
+            num_validation=0,
+            labeled_batch_size=min(count, LABELED),
+            unlabeled_batch_size=min(len(labels), UNLABELED),
+            split_seed=self.random_state,
+        )
+        with _quiet(), isolate_rng():
+            seed_everything(self.random_state, verbose=False)
+            data.seed = self.random_state
+            module = SSLModule(
+                len(self.classes_),
+                Precomputed(features.shape[1]),
+                self.algorithm(),
+                ExactLastLayer(damping="reference_code"),
+                WeightingOptions(inner_steps=10, warmup_steps=self.max_steps // 3, bounds=(0.0, 2.0)),
+                ThetaOptions(_optimizer, decay_all=True, ema_decay=0.9),
+            )
+            _trainer(self.max_steps).fit(module, data)
+        module.trainer = None  # which holds the data
+        return module.eval()
+
+
+def _optimizer(parameters: Any) -> torch.optim.Optimizer:
+    """Heads on standardised features are convex and small: a strong decay, and momentum."""
+    return torch.optim.SGD(parameters, lr=0.01, momentum=0.9, nesterov=True, weight_decay=0.1)
+
+
+def _trainer(steps: int) -> Trainer:
+    return Trainer(
+        max_steps=steps,
+        max_epochs=-1,
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        check_val_every_n_epoch=None,
+        use_distributed_sampler=False,
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning's own remarks are for its command line."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@torch.no_grad()
+def _probabilities(module: SSLModule, features: np.ndarray) -> np.ndarray:
+    found = module.probabilities(torch.from_numpy(features)).double().numpy()
+    return np.asarray(found / found.sum(1, keepdims=True))
+
+
+def _class_numbers(y: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Labels as numbers from 0, −1 for the pool, and the classes in order."""
+    given = np.asarray(y, dtype=object).ravel()
+    if len(given) != count:
+        raise ValueError(f"y: {len(given)} labels for {count} examples; give one each, -1 for the pool")
+    known = np.array(
+        [v is not None and v == v and not (v == POOL and not isinstance(v, str)) for v in given], bool
+    )
+    check_classification_targets(np.array(given[known].tolist()))
+    classes, numbers = np.unique(np.array(given[known].tolist()), return_inverse=True)
+    if len(classes) < 2:
+        raise ValueError(
+            f"y: the labels hold {len(classes)} class; give examples of at least 2, and -1 for the pool"
+        )
+    labels = np.full(count, POOL, np.int64)
+    labels[known] = numbers
+    return labels, classes

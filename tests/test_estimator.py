@@ -1,0 +1,109 @@
+"""The scikit-learn estimator."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from sklearn.utils.estimator_checks import check_estimator
+
+from ssl_weighting import SSLClassifier
+from ssl_weighting.algorithms.label_propagation import LabelPropagation
+from ssl_weighting.errors import UserError
+from ssl_weighting.probe import fit_probe, folds_of
+
+POOL = -1
+
+
+def digits(labels_a_class=4, pool=400, seed=0):
+    """Pixels of real digits, the labels of a few; the others are tested on."""
+    x, y = load_digits(return_X_y=True)
+    order = np.random.default_rng(seed).permutation(len(y))
+    x, y = x[order], y[order]
+    labeled = np.concatenate([np.flatnonzero(y == c)[:labels_a_class] for c in range(10)])
+    rest = np.setdiff1d(np.arange(len(y)), labeled)
+    rows = np.concatenate([labeled, rest[:pool]])
+    given = np.where(np.arange(len(rows)) < len(labeled), y[rows], POOL)
+    return x[rows], given, x[rest[pool:]], y[rest[pool:]]
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    x, y, test, truth = digits()
+    return SSLClassifier(max_steps=150).fit(x, y), x, y, test, truth
+
+
+def test_is_better_than_the_labels_alone_and_says_so(fitted):
+    model, _, _, test, truth = fitted
+    with_pool = (model.predict(test) != truth).mean()
+    probe = (model.baseline_.probabilities(model._standardised(test)).argmax(1) != truth).mean()
+    assert model.used_pool_
+    assert model.cross_validated_loss_ < model.baseline_.loss
+    assert with_pool < probe - 0.02
+
+
+def test_gives_a_weight_for_every_example_of_the_pool(fitted):
+    model, x, y, _, _ = fitted
+    assert model.weights_.shape == ((y == POOL).sum(),)
+    assert model.weights_.std() > 0
+    probabilities = model.predict_proba(x)
+    np.testing.assert_allclose(probabilities.sum(1), 1)
+
+
+def test_hands_over_the_labels_alone_where_the_pool_does_harm():
+    generator = np.random.default_rng(0)
+    y = np.repeat([0, 1], 30)
+    labeled = np.c_[2 * y - 1 + 0.3 * generator.normal(size=60), generator.normal(size=60)]
+    centres = np.array([[0.0, 6.0], [0.0, -6.0]])  # clusters that lie across the classes
+    pool = centres[generator.integers(0, 2, 300)] + generator.normal(size=(300, 2)) * [3, 0.3]
+    model = SSLClassifier(algorithm=LabelPropagation, max_steps=100)
+    model.fit(np.concatenate([labeled, pool]), np.concatenate([y, np.full(300, POOL)]))
+    probe = model.baseline_.probabilities(model._standardised(labeled))
+    assert not model.used_pool_
+    np.testing.assert_array_equal(model.predict_proba(labeled), probe)
+
+
+def test_is_the_same_twice_and_leaves_random_numbers_alone():
+    x, y, test, _ = digits(2, 60)
+    before = torch.get_rng_state()
+    first, second = (SSLClassifier(max_steps=20).fit(x, y).predict_proba(test) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_takes_names_and_an_encoder():
+    x, y, test, truth = digits(3, 100)
+    names = [None if label == POOL else f"digit {label}" for label in y]
+    encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 32)).train()
+    model = SSLClassifier(lambda images: encoder(torch.as_tensor(images).float()), max_steps=40)
+    predicted = model.fit(x.reshape(-1, 8, 8), names).predict(test.reshape(-1, 8, 8))
+    assert set(predicted) <= set(model.classes_) == {f"digit {c}" for c in range(10)}
+    assert (predicted == [f"digit {c}" for c in truth]).mean() > 0.6
+
+
+def test_refuses_labels_that_teach_nothing():
+    x = np.random.default_rng(0).normal(size=(20, 3))
+    with pytest.raises(ValueError, match="the labels hold 1 class"):
+        SSLClassifier().fit(x, np.r_[np.zeros(5), np.full(15, POOL)])
+    with pytest.raises(ValueError, match="19 labels for 20 examples"):
+        SSLClassifier().fit(x, np.zeros(19))
+    with pytest.raises(UserError, match="at least one of each"):
+        fit_probe(x[:4], np.array([0, 0, 2, 2]))
+
+
+def test_the_probe_is_cross_validated():
+    x, y, test, truth = digits(5, 0)
+    probe = fit_probe(x / 16, y)
+    assert len(list(folds_of(y))) == 5
+    assert probe.error == pytest.approx((probe.held_out.argmax(1) != y).mean())
+    assert abs(probe.error - (probe.probabilities(test / 16).argmax(1) != truth).mean()) < 0.1
+    alone = fit_probe(x[::5] / 16, y[::5])
+    assert alone.held_out is None
+    assert np.isnan(alone.error)
+
+
+@pytest.mark.slow
+def test_scikit_learn_accepts_it():
+    results = check_estimator(SSLClassifier(max_steps=20), on_fail=None, on_skip=None)
+    failed = {result["check_name"] for result in results if result["status"] == "failed"}
+    # Where −1 is a class of theirs, it is the pool here, as in scikit-learn's own semi-supervised classifiers.
+    assert failed <= {"check_classifiers_classes", "check_classifiers_regression_target"}, failed
