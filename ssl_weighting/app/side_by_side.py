@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -49,7 +50,7 @@ def side_by_side(
         ) from None
     finally:
         for process in list((pool._processes or {}).values()):
-            process.terminate()
+            process.kill()  # not terminate: Lightning would end its step, and the worker begin another job
         pool.shutdown(wait=True, cancel_futures=True)
 
 
@@ -57,6 +58,7 @@ def _start_worker() -> None:
     """Take one thread, as the number of threads changes how sums are rounded, and end however the parent ends."""
     import torch
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent ends us
     torch.set_num_threads(1)
     parent = multiprocessing.parent_process()
 
