@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.utilities.seed import isolate_rng
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
@@ -211,7 +212,7 @@ def _probabilities(module: SSLModule, features: np.ndarray) -> np.ndarray:
 
 def _class_numbers(y: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Labels as numbers from 0, −1 for the pool, and the classes in order."""
-    given = np.asarray(y, dtype=object).ravel()
+    given = column_or_1d(np.asarray(y, dtype=object), warn=True)
     if len(given) != count:
         raise ValueError(f"y: {len(given)} labels for {count} examples; give one each, -1 for the pool")
     known = np.array(

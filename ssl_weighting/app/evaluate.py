@@ -115,6 +115,10 @@ def _error(command: str, argv: list[str], part: str, name: str) -> int:
         return 0
     model = _prepared(open_checkpoint(find_checkpoint(asked.run), f"RUN={asked.run}"), asked, part)
     labels = model.data.sets[part].labels
+    if not len(labels):
+        raise UserError(
+            f"RUN={asked.run}: no label was kept aside (data.num_validation=0); type ssl-weighting test {asked.run}"
+        )
     wrong = (model.of_part(part).argmax(-1) != labels).float().mean()
     print(f"{name} error: {100 * float(wrong):.2f} %")
     return 0
