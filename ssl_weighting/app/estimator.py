@@ -159,7 +159,11 @@ class SSLClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 Precomputed(features.shape[1]),
                 self.algorithm(),
                 ExactLastLayer(damping="reference_code"),
-                WeightingOptions(inner_steps=10, warmup_steps=self.max_steps // 3, bounds=(0.0, 2.0)),
+                WeightingOptions(
+                    inner_steps=max(1, self.max_steps // 10),
+                    warmup_steps=self.max_steps // 3,
+                    bounds=(0.0, 2.0),
+                ),
                 ThetaOptions(_optimizer, decay_all=True, ema_decay=0.9),
             )
             _trainer(self.max_steps).fit(module, data)

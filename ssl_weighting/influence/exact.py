@@ -22,6 +22,7 @@ Several processes each sum over their own examples; gradient and Hessian are ave
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -174,6 +175,19 @@ class _System:
         hessian.diagonal(dim1=1, dim2=3).add_(damping[:, :, None])
         return hessian.view(r * d, r * d)
 
+    @cached_property
+    def factor(self) -> Tensor:
+        """Cholesky's factor of H + δ, (R d, R d); NaN where H is not finite.
+
+        Raises:
+            UnsolvedError: Where it is not positive definite.
+        """
+        hessian = self.dense()
+        factor, failed = torch.linalg.cholesky_ex(hessian)
+        if failed and hessian.isfinite().all():
+            raise _not_positive(self.damping)
+        return factor  # type: ignore[no-any-return]
+
     def left_out(self, term: _Rows, x: Tensor) -> Tensor:
         """v, (n, R): derivatives of the losses of training examples by the head that training without each gives.
 
@@ -191,9 +205,7 @@ class _System:
                 f"model.influence.max_dense={self.max_dense}: examples that train are left out by a factorised Hessian, "
                 f"and this one has {r * d} unknowns; give at least {r * d}"
             )
-        factor, failed = torch.linalg.cholesky_ex(self.dense())
-        if failed:
-            raise _not_positive(self.damping)
+        factor = self.factor
         unit = torch.eye(r).to(x)
         sides = torch.einsum("rs,nd->rdns", unit, x).reshape(r * d, n * r)
         solved = torch.cholesky_solve(sides, factor).view(r, d, n, r)
@@ -206,17 +218,13 @@ class _System:
         return judged
 
     def solve_dense(self, gradient: Tensor) -> Tensor:
-        hessian = self.dense()
         if self.damping == 0:
-            values, vectors = torch.linalg.eigh(hessian)
+            values, vectors = torch.linalg.eigh(self.dense())
             kept = values.abs() > values.abs().max() * len(values) * torch.finfo(values.dtype).eps
             scaled = torch.where(kept, 1 / torch.where(kept, values, 1), 0) * (vectors.T @ gradient.flatten())
             solution: Tensor = (vectors @ scaled).view_as(gradient)
             return solution
-        factor, failed = torch.linalg.cholesky_ex(hessian)
-        if failed and hessian.isfinite().all():
-            raise _not_positive(self.damping)
-        return torch.cholesky_solve(gradient.reshape(-1, 1), factor).view_as(gradient)
+        return torch.cholesky_solve(gradient.reshape(-1, 1), self.factor).view_as(gradient)
 
     def solve_iteratively(self, gradient: Tensor) -> Tensor:
         """Conjugate gradients; every product costs four thin matrix products, nothing R d × R d is formed."""

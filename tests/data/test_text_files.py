@@ -46,7 +46,7 @@ def saved(folder, name, data):
         ("blank.csv", content(end="\n\n")),
         ("open.csv", content().rstrip("\n")),
         ("UPPER.CSV", content()),
-        ("a.csv.gz", gzip.compress(content().encode())),
+        ("a.csv.gz", gzip.compress(content().encode(), mtime=0)),
         ("a.Csv.BZ2", bz2.compress(content().encode())),
         ("case.csv", content(head="Text, LABEL ")),
         ("more.csv", content(head="text,label,note", rows=[(t, f"{x},1") for t, x in ROWS])),
