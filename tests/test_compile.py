@@ -9,9 +9,9 @@ from lightning.pytorch import Callback, seed_everything
 from modules import digits, ssl_module
 from torch import nn
 
-from lab.speed.loop import bare_trainer
 from ssl_weighting.algorithms.fixmatch import FixMatch
 from ssl_weighting.algorithms.uda import UDA
+from ssl_weighting.app.bare_trainer import bare_trainer
 from ssl_weighting.backbones.base import Classifier
 from ssl_weighting.backbones.wide_resnet import WideResNet
 from ssl_weighting.errors import UserError

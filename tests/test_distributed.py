@@ -12,8 +12,8 @@ import torch
 from lightning.pytorch import seed_everything
 from modules import ssl_module
 
-from lab.speed.loop import bare_trainer
 from ssl_weighting.algorithms.pseudo_label import PseudoLabel
+from ssl_weighting.app.bare_trainer import bare_trainer
 from ssl_weighting.backbones.mlp import MLP
 from ssl_weighting.data.synthetic import Synthetic
 from ssl_weighting.influence.conjugate_gradient import ConjugateGradient

@@ -10,10 +10,10 @@ import torch
 from discovered import every_method, every_solver
 from modules import digits, ssl_module
 
-from lab.speed.loop import bare_trainer
 from ssl_weighting.algorithms.fixmatch import FixMatch
 from ssl_weighting.algorithms.mixmatch import MixMatch
 from ssl_weighting.algorithms.uda import UDA
+from ssl_weighting.app.bare_trainer import bare_trainer
 from ssl_weighting.augment import CTAugment
 from ssl_weighting.backbones.base import Backbone
 from ssl_weighting.backbones.conv import SmallConvNet

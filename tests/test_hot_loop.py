@@ -10,7 +10,7 @@ from modules import digits
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lab.speed.floor import METHODS
-from lab.speed.loop import bare_trainer
+from ssl_weighting.app.bare_trainer import bare_trainer
 from ssl_weighting.augment import RandAugment
 from ssl_weighting.backbones.wide_resnet import WideResNet
 from ssl_weighting.guards import FiniteGuard

@@ -7,10 +7,10 @@ import torch
 from lightning.pytorch import Callback, seed_everything
 from modules import digits, ssl_module
 
-from lab.speed.loop import bare_trainer
 from ssl_weighting.algorithms.fixmatch import FixMatch
 from ssl_weighting.algorithms.supervised import Supervised
 from ssl_weighting.algorithms.uda import UDA
+from ssl_weighting.app.bare_trainer import bare_trainer
 from ssl_weighting.backbones.conv import SmallConvNet
 from ssl_weighting.data.stream import Stream
 from ssl_weighting.errors import NonFiniteError, UserError

@@ -21,8 +21,9 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from lab.grid import Row, grid_options, make_rows
-from lab.speed.loop import bare_trainer, quiet
+from lab.speed.loop import quiet
 from ssl_weighting.algorithms.uda import UDA
+from ssl_weighting.app.bare_trainer import bare_trainer
 from ssl_weighting.backbones.conv import SmallConvNet
 from ssl_weighting.data.digits import Digits
 from ssl_weighting.influence.base import Influence

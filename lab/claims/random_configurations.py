@@ -28,7 +28,6 @@ import torch
 from lightning.pytorch import Callback, seed_everything
 
 from lab.grouped import ssl_module
-from lab.speed.loop import bare_trainer
 from ssl_weighting.algorithms.fixmatch import FixMatch
 from ssl_weighting.algorithms.flexmatch import FlexMatch
 from ssl_weighting.algorithms.freematch import FreeMatch
@@ -40,6 +39,7 @@ from ssl_weighting.algorithms.softmatch import SoftMatch
 from ssl_weighting.algorithms.supervised import Supervised
 from ssl_weighting.algorithms.uda import UDA
 from ssl_weighting.algorithms.vat import VAT
+from ssl_weighting.app.bare_trainer import bare_trainer
 from ssl_weighting.augment import CTAugment
 from ssl_weighting.backbones.conv import SmallConvNet
 from ssl_weighting.backbones.mlp import MLP

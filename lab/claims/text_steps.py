@@ -28,8 +28,9 @@ import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from torch import Tensor
 
-from lab.speed.loop import bare_trainer, quiet
+from lab.speed.loop import quiet
 from ssl_weighting.algorithms.uda import UDA
+from ssl_weighting.app.bare_trainer import bare_trainer
 from ssl_weighting.backbones.transformer import Transformer, buckets
 from ssl_weighting.data.imdb import Imdb
 from ssl_weighting.influence import ExactLastLayer

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 
-from lab.speed.loop import RandomImages, bare_trainer, quiet
+from lab.speed.loop import RandomImages, quiet
 from lab.speed.timing import machine, resident
 from ssl_weighting.algorithms.uda import UDA
+from ssl_weighting.app.bare_trainer import bare_trainer
 from ssl_weighting.backbones.wide_resnet import WideResNet
 from ssl_weighting.errors import UserError
 from ssl_weighting.files import whole_file

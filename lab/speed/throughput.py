@@ -25,11 +25,12 @@ from rich.table import Table
 
 from lab.speed.arguments import add_machine, check_counts
 from lab.speed.floor import METHODS, run_passes
-from lab.speed.loop import RandomImages, bare_trainer
+from lab.speed.loop import RandomImages
 from lab.speed.peers import PEERS, PeerTask, kind_of
 from lab.speed.timed import TimedModule, Watch
 from lab.speed.timing import machine
 from lab.speed.turns import Loop, Turn, Turns, take_turns
+from ssl_weighting.app.bare_trainer import bare_trainer
 from ssl_weighting.backbones.wide_resnet import WideResNet
 from ssl_weighting.errors import UserError
 from ssl_weighting.files import whole_file

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import seed_everything
 from lightning.pytorch.utilities.seed import isolate_rng
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import column_or_1d
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ssl_weighting.algorithms.base import Algorithm
 from ssl_weighting.algorithms.ensemble import Ensemble
+from ssl_weighting.app.bare_trainer import bare_trainer
 from ssl_weighting.backbones.precomputed import Precomputed
 from ssl_weighting.data.tensors import TensorData
 from ssl_weighting.influence import ExactLastLayer
@@ -166,7 +167,7 @@ class SSLClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 ),
                 ThetaOptions(_optimizer, decay_all=True, ema_decay=0.9),
             )
-            _trainer(self.max_steps).fit(module, data)
+            bare_trainer(self.max_steps, "cpu").fit(module, data)
         module.trainer = None  # which holds the data
         return module.eval()
 
@@ -174,22 +175,6 @@ class SSLClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 def _optimizer(parameters: Any) -> torch.optim.Optimizer:
     """Heads on standardised features are convex and small: a strong decay, and momentum."""
     return torch.optim.SGD(parameters, lr=0.01, momentum=0.9, nesterov=True, weight_decay=0.1)
-
-
-def _trainer(steps: int) -> Trainer:
-    return Trainer(
-        max_steps=steps,
-        max_epochs=-1,
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        check_val_every_n_epoch=None,
-        use_distributed_sampler=False,
-    )
 
 
 @contextmanager

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from lab.speed.loop import bare_trainer
 from ssl_weighting.algorithms.base import Context, Survey
 from ssl_weighting.algorithms.ensemble import Ensemble
 from ssl_weighting.algorithms.graph import neighbour_graph, propagate
 from ssl_weighting.algorithms.label_propagation import LabelPropagation
+from ssl_weighting.app.bare_trainer import bare_trainer
 from ssl_weighting.backbones.precomputed import Precomputed
 from ssl_weighting.data.tensors import TensorData
 from ssl_weighting.errors import UserError

@@ -7,11 +7,11 @@ from lightning.pytorch import seed_everything
 from modules import grouped
 from torch import nn
 
-from lab.speed.loop import bare_trainer
 from ssl_weighting.algorithms.base import Algorithm
 from ssl_weighting.algorithms.fixmatch import FixMatch
 from ssl_weighting.algorithms.flexmatch import FlexMatch
 from ssl_weighting.algorithms.freematch import FreeMatch
+from ssl_weighting.app.bare_trainer import bare_trainer
 from ssl_weighting.augment import CTAugment
 from ssl_weighting.backbones.base import Backbone
 from ssl_weighting.data.tensors import TensorData

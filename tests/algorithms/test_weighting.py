@@ -6,7 +6,6 @@ from lightning.pytorch import seed_everything
 from modules import digits, ssl_module
 from torch.func import functional_call
 
-from lab.speed.loop import bare_trainer
 from ssl_weighting.algorithms.fixmatch import FixMatch
 from ssl_weighting.algorithms.flexmatch import FlexMatch
 from ssl_weighting.algorithms.freematch import FreeMatch
@@ -17,6 +16,7 @@ from ssl_weighting.algorithms.remixmatch import ReMixMatch
 from ssl_weighting.algorithms.softmatch import SoftMatch
 from ssl_weighting.algorithms.uda import UDA
 from ssl_weighting.algorithms.vat import VAT
+from ssl_weighting.app.bare_trainer import bare_trainer
 from ssl_weighting.augment import CTAugment
 from ssl_weighting.backbones.conv import SmallConvNet
 from ssl_weighting.influence import ExactLastLayer

@@ -11,8 +11,8 @@ import torch
 from command import words
 from modules import ssl_module
 
-from lab.speed.loop import bare_trainer
 from ssl_weighting.algorithms.uda import UDA
+from ssl_weighting.app.bare_trainer import bare_trainer
 from ssl_weighting.app.cli import main
 from ssl_weighting.augment import RandAugment
 from ssl_weighting.backbones.transformer import Transformer
