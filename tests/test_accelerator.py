@@ -99,8 +99,8 @@ def sure(method):
 
 
 # CTAugment draws its operations on the device: those of 8 strong views, one more and a probe are counted.
-# Ensemble looks at the pool four times a run, so at each of these four steps: examples, targets and labelled rows go to the
-# device, features and predictions come back.
+# Ensemble looks at the pool four times a run, so at each of these four steps: examples, targets and labelled rows go to
+# the device, features and predictions come back.
 MOST_WAITS = {"ReMixMatch": 10, "Ensemble": 5}
 """Waits in a θ step by method; 0 where none is named."""
 
