@@ -6,12 +6,16 @@ import importlib.util
 import os
 import shutil
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ssl_weighting.data.module import SSLData
+from ssl_weighting.distributed import is_first_process
 from ssl_weighting.errors import NonFiniteError, UserError
+from ssl_weighting.influence import Influence
+from ssl_weighting.terms import LossTerm
 from ssl_weighting.weighting import WeightingOptions
 
 MEND = "the last good checkpoint is kept; lower the learning rate, or raise model.influence.damping if it is an influence"
@@ -84,6 +88,34 @@ def warn_without_weight_step(options: WeightingOptions, steps: int) -> None:
         f"--trainer.max_steps {10 * (warmup + inner)}",
         stacklevel=2,
     )
+
+
+def check_labels_can_judge(
+    algorithm: nn.Module, influence: Influence, terms: Sequence[LossTerm], target: Tensor
+) -> None:
+    """Refuse to learn weights on labelled examples that a method mixes; say where they are judged too kindly.
+
+    Args:
+        algorithm: The method.
+        influence: How weights are learned.
+        terms: The method's terms of a few examples.
+        target: Their labels, (B, C).
+
+    Raises:
+        UserError: If no term is of the labelled examples as they are.
+    """
+    own = next((term for term in terms if term.row is None), None)
+    if own is None or own.target.shape != target.shape or not torch.equal(own.target, target):
+        raise UserError(
+            f"data.num_validation=0: {type(algorithm).__name__} does not compare labelled examples to their own labels "
+            "alone, so that none can be left out; keep some aside with --data.num_validation null"
+        )
+    if influence.needs_held_out and is_first_process():
+        warnings.warn(
+            f"data.num_validation=0: {type(influence).__name__} judges labelled examples as they were trained on, which "
+            "is too kind; type --model.influence ExactLastLayer, which leaves each out, or --data.num_validation null",
+            stacklevel=2,
+        )
 
 
 class FiniteGuard:

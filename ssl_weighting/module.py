@@ -122,6 +122,7 @@ class SSLModule(LightningModule):
         if done is None:
             return  # gradients still accumulate
         self.after_theta_step(batch, objective, done)
+        self.survey_the_pool()
         if self.weighting.due(self.global_step):  # lines 3 and 6
             fresh = self.fresh_batch()  # line 7; before the next line: a loader that starts draws a number
             self.draw_by("lambda", self.global_step)
@@ -146,7 +147,6 @@ class SSLModule(LightningModule):
         with torch.no_grad():
             self.algorithm.after_step(self.views.show(batch), self.context)
         self._log_theta_step(objective, done)
-        self.survey_the_pool()
 
     def weight_step(self, objective: Objective, validation: Any) -> None:
         """λ_u ← λ_u − η ∂L_S(V', θ*(Λ))/∂λ_u, or nothing where that is not finite."""
@@ -338,11 +338,12 @@ class SSLModule(LightningModule):
             on_device = pytree.tree_map_only(Tensor, lambda x: x.to(self.device), self._influence_state)
             self.weighting.influence.restore(on_device)
             self._influence_state = None
-        self.survey_the_pool(first=True)
+        if self.global_step == 0:  # a resumed run has seen it
+            self.survey_the_pool()
 
-    def survey_the_pool(self, first: bool = False) -> None:
-        """Show the method the whole pool, where it wants to see it now; a resumed run's has seen it."""
-        if self.algorithm.survey_due(self.context) and first == (self.global_step == 0):
+    def survey_the_pool(self) -> None:
+        """Show the method the whole pool, where it wants to see it now."""
+        if self.algorithm.survey_due(self.context):
             self.algorithm.survey(take_survey(self.ema.model, self.views, self.global_step, self.device))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -15,7 +15,6 @@ from torch.utils import _pytree as pytree
 from ssl_weighting.algorithms.base import Algorithm, Labeled, Unlabeled, supervised_term
 from ssl_weighting.data.module import SSLData
 from ssl_weighting.data.source import LabeledBatch
-from ssl_weighting.errors import UserError
 from ssl_weighting.protocols import Model, View
 from ssl_weighting.terms import LossTerm
 
@@ -69,19 +68,10 @@ class Views:
         Args:
             network: The classifier.
             batch: V', or ``None``.
-            terms: The objective's terms.
-
-        Raises:
-            UserError: If none of them is of labelled examples as they are.
+            terms: The objective's terms, of which the first without rows of Λ is of the labelled examples.
         """
         if batch is None:
-            own = next((term for term in terms if term.name == "supervised"), None)
-            if own is None:
-                raise UserError(
-                    f"data.num_validation=0: {type(self.algorithm).__name__} mixes labelled examples with others, so "
-                    "that none can be left out; keep labels aside with --data.num_validation null"
-                )
-            return own
+            return next(term for term in terms if term.row is None)
         return supervised_term(network(self.plain(batch.inputs)), self.one_hot(batch.labels))
 
     def one_hot(self, labels: Tensor) -> Tensor:

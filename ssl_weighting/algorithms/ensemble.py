@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -21,11 +22,11 @@ class Ensemble(LabelPropagation):
 
     Args:
         surveys: How many times the pool is looked at in a run, at even distances.
-        kwargs: See :class:`~ssl_weighting.algorithms.label_propagation.LabelPropagation`.
+        options: See :class:`~ssl_weighting.algorithms.label_propagation.LabelPropagation`.
     """
 
-    def __init__(self, surveys: int = 4, **kwargs: float) -> None:
-        super().__init__(surveys=surveys, **kwargs)  # type: ignore[arg-type]
+    def __init__(self, surveys: int = 4, **options: Any) -> None:
+        super().__init__(surveys=surveys, **options)
 
     def pseudo_labels(self, seen: Survey) -> Tensor:
         """q·p, (|U|, C), rows that sum to one."""
@@ -36,6 +37,7 @@ class Ensemble(LabelPropagation):
 
 def _by_labels(seen: Survey) -> Tensor:
     """Probabilities (|U|, C) of a probe that was trained on the labels alone."""
-    features, labels = seen.features.numpy(), seen.labels.numpy().astype(np.int64)
-    probe = fit_probe(features[seen.labeled.numpy()], labels)
+    deviation, mean = torch.std_mean(seen.features, 0)
+    features = ((seen.features - mean) / deviation.clamp(min=1e-6)).numpy()
+    probe = fit_probe(features[seen.labeled.numpy()], seen.labels.numpy())
     return torch.from_numpy(probe.probabilities(features)).float()

@@ -33,6 +33,8 @@ POOL = -1
 """The label of an example of the pool, as in scikit-learn's semi-supervised classifiers."""
 LABELED, UNLABELED = 64, 448
 """Largest batches."""
+UNKNOWNS = 6000
+"""Most unknowns of a Hessian that is factorised at every Λ step: 288 MB, about a second."""
 
 
 class SSLClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -94,6 +96,13 @@ class SSLClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.deviation_[self.deviation_ < 1e-6] = 1.0
         features = self._standardised(features)
         self.baseline_ = fit_probe(features[known], labels[known])
+        self.learns_ = self._unknowns(features, labels) <= UNKNOWNS
+        if not self.learns_:
+            warnings.warn(
+                f"SSLClassifier: {len(self.classes_)} classes and {features.shape[1]} features are too many to learn "
+                "weights for: every example of the pool counts alike; give fewer features, such as those of a PCA",
+                stacklevel=2,
+            )
         self.module_, self.weights_ = None, np.empty(0, np.float32)
         self.cross_validated_loss_, self.used_pool_ = float("nan"), False
         if len(known) < len(labels):
@@ -141,15 +150,19 @@ class SSLClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             held_out[others] = _probabilities(self._trained(features, fewer), features[known[others]])
         return float(cross_entropy(held_out, labels[known]).mean()) if splits else float("nan")
 
+    def _unknowns(self, features: np.ndarray, labels: np.ndarray) -> int:
+        """Of the last layer's Hessian over a batch, which lies in the span of its examples and the bias."""
+        return int(len(self.classes_) * min(features.shape[1] + 1, sum(_batch_sizes(labels))))
+
     def _trained(self, features: np.ndarray, labels: np.ndarray) -> SSLModule:
-        count = int((labels != POOL).sum())
+        labeled, unlabeled = _batch_sizes(labels)
         data = TensorData(
             torch.from_numpy(features),
             torch.from_numpy(labels),
             augmentations={"weak": nn.Identity()},
             num_validation=0,
-            labeled_batch_size=min(count, LABELED),
-            unlabeled_batch_size=min(len(labels), UNLABELED),
+            labeled_batch_size=labeled,
+            unlabeled_batch_size=unlabeled,
             split_seed=self.random_state,
         )
         with _quiet(), isolate_rng():
@@ -159,8 +172,9 @@ class SSLClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 len(self.classes_),
                 Precomputed(features.shape[1]),
                 self.algorithm(),
-                ExactLastLayer(damping="reference_code"),
+                ExactLastLayer(damping="reference_code", max_dense=UNKNOWNS),
                 WeightingOptions(
+                    kind="per_example" if self.learns_ else "fixed",
                     inner_steps=max(1, self.max_steps // 10),
                     warmup_steps=self.max_steps // 3,
                     bounds=(0.0, 2.0),
@@ -170,6 +184,10 @@ class SSLClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             bare_trainer(self.max_steps, "cpu").fit(module, data)
         module.trainer = None  # which holds the data
         return module.eval()
+
+
+def _batch_sizes(labels: np.ndarray) -> tuple[int, int]:
+    return min(int((labels != POOL).sum()), LABELED), min(len(labels), UNLABELED)
 
 
 def _optimizer(parameters: Any) -> torch.optim.Optimizer:

@@ -53,10 +53,13 @@ class Influence(ABC):
         records_steps: How many of the latest θ steps this influence wants to see through :meth:`record_step`;
             0, as for all but the truncated unroll, spares the loop from keeping them.
         reads_parameters: Whether it needs θ itself; not if features and logits are all that it looks at.
+        needs_held_out: Whether it judges examples that train as if they did not; not if it leaves each out, or only
+            compares others to them.
     """
 
     records_steps: int = 0
     reads_parameters: bool = True
+    needs_held_out: bool = True
 
     @abstractmethod
     def __call__(self, network: Network, objective: Objective, validation: LossTerm) -> list[Tensor]:

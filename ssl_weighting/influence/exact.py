@@ -59,6 +59,7 @@ class ExactLastLayer(Influence):
     """
 
     reads_parameters = False
+    needs_held_out = False
 
     def __init__(
         self,

@@ -57,6 +57,7 @@ class RelativeInfluence(Influence):
     """
 
     reads_parameters = False
+    needs_held_out = False
 
     def __init__(self, neighbours: int = 5, quantile: float = 0.03, damping: float = 0.01) -> None:
         if neighbours < 1:
