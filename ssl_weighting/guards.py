@@ -7,14 +7,18 @@ import os
 import shutil
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
+from ssl_weighting.checks import require
 from ssl_weighting.data.module import SSLData
 from ssl_weighting.distributed import is_first_process
 from ssl_weighting.errors import NonFiniteError, UserError
 from ssl_weighting.influence import Influence
+from ssl_weighting.precision import check_precision
 from ssl_weighting.terms import LossTerm
 from ssl_weighting.weighting import WeightingOptions
 
@@ -25,6 +29,31 @@ MEND = "the last good checkpoint is kept; lower the learning rate, or raise mode
 def at_step(error: NonFiniteError, step: int) -> NonFiniteError:
     """What is not finite, when, and what helps."""
     return NonFiniteError(f"{error}, at step {step}; {MEND}")
+
+
+def check_setup(
+    num_classes: int, backbone: nn.Module, data: SSLData, trainer: Trainer, fits: bool, compiles_for: Any
+) -> None:
+    """Refuse what cannot be trained or evaluated together.
+
+    Args:
+        num_classes: C of the head.
+        backbone: The network that reads examples.
+        data: The data module.
+        trainer: Whose precision and number of steps are looked at.
+        fits: Whether it is to train.
+        compiles_for: The device that code is compiled for; ``None`` where none is.
+
+    Raises:
+        UserError: Naming the option.
+    """
+    check_precision(trainer.precision)
+    check_classes(num_classes, data)
+    check_vocabulary(backbone, data)
+    fine = not fits or trainer.max_steps >= 1
+    require("trainer.max_steps", trainer.max_steps, fine, "say how many θ steps to train, at least 1")
+    if compiles_for is not None:
+        require_compiler(compiles_for)
 
 
 def check_classes(num_classes: int, data: SSLData) -> None:

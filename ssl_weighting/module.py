@@ -15,19 +15,21 @@ from torch.utils import _pytree as pytree
 from ssl_weighting import resumption
 from ssl_weighting.algorithms.base import Algorithm, Context
 from ssl_weighting.backbones.base import Backbone, Classifier
+from ssl_weighting.backbones.precomputed import Precomputed
 from ssl_weighting.checks import require
 from ssl_weighting.data.module import NO_TRAINER_PREDICT, SSLData
 from ssl_weighting.data.source import LabeledBatch
 from ssl_weighting.data.split import Split
 from ssl_weighting.distributed import averaged, process_count
 from ssl_weighting.ema import MovingAverage
+from ssl_weighting.encoder import Encoder, FeatureOptions
+from ssl_weighting.encoding import encode
 from ssl_weighting.errors import NonFiniteError, UserError
 from ssl_weighting.evaluation import Evaluation
 from ssl_weighting.fsdp import FullySharded, check_divisible, shard
-from ssl_weighting.guards import at_step, check_classes, check_vocabulary, require_compiler
+from ssl_weighting.guards import at_step, check_setup
 from ssl_weighting.influence import ExactLastLayer, Influence
 from ssl_weighting.modes import evaluation_mode
-from ssl_weighting.precision import check_precision
 from ssl_weighting.protocols import Model
 from ssl_weighting.randomness import seed_by
 from ssl_weighting.survey import take_survey
@@ -36,8 +38,7 @@ from ssl_weighting.theta import Step, Theta, ThetaOptions
 from ssl_weighting.trial import Trial
 from ssl_weighting.views import Batches, Views, laid_out
 from ssl_weighting.weighting import Weighting, WeightingOptions
-from ssl_weighting.weighting.row_file import open_rows, open_rows_at
-from ssl_weighting.weighting.weighting import row_defaults
+from ssl_weighting.weighting.row_file import open_rows_at
 
 
 class SSLModule(LightningModule):
@@ -51,6 +52,7 @@ class SSLModule(LightningModule):
             the paper's choice (Sec. 3.1).
         weighting: How Λ is learned, and where it is kept.
         theta: How θ is trained.
+        features: With a frozen backbone: how its features are kept, which are all that training sees.
         nonfinite: ``stop`` with an error at a loss or influence that is NaN or infinite, or ``skip`` that θ or Λ
             step and go on; skipped steps are counted in ``train/skipped``. Skipping waits for the device every step.
         symmetric_binary_head: With two classes, logits (f, −f) from one output (App. E).
@@ -75,6 +77,7 @@ class SSLModule(LightningModule):
         influence: Influence | None = None,
         weighting: WeightingOptions = WeightingOptions(),  # noqa: B008  (frozen)
         theta: ThetaOptions = ThetaOptions(),  # noqa: B008
+        features: FeatureOptions = FeatureOptions(),  # noqa: B008
         nonfinite: Literal["stop", "skip"] = "stop",
         symmetric_binary_head: bool = True,
         labeled_augmentation: list[nn.Module] | None = None,
@@ -87,11 +90,16 @@ class SSLModule(LightningModule):
         nothing = "with kind: fixed nothing unlabelled would count; give 1"
         require("model.weighting.init", weighting.init, not ignored, nothing)
         self.automatic_optimization = False
+        self.encoder, self.features = (
+            Encoder(backbone, features.resize) if backbone.frozen else None,
+            features,
+        )
+        backbone = Precomputed(backbone.feature_dim) if backbone.frozen else backbone
         self.model = Classifier(
             backbone, num_classes, symmetric_binary_head, algorithm.extra_heads, target_pass == "apart"
         )
         if channels_last:
-            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.ema = MovingAverage(self.model, theta.ema_decay)
         self.algorithm = algorithm
         self.labeled_augmentation = nn.ModuleList(labeled_augmentation or ())
@@ -190,8 +198,12 @@ class SSLModule(LightningModule):
     @property
     def views(self) -> Views:
         """Batches as the method wants to see them."""
-        parts = (self.data, self.algorithm, self.labeled_augmentation, self.num_classes)
-        return Views(*parts, cast(torch.dtype, self.dtype), self.channels_last)
+        return self.views_of(self.data)
+
+    def views_of(self, data: SSLData) -> Views:
+        """What shows the network a data module's batches."""
+        parts = (data, self.algorithm, self.labeled_augmentation, self.num_classes)
+        return Views(*parts, cast(torch.dtype, self.dtype), self.channels_last, self.encoder)
 
     @property
     def context(self) -> Context:
@@ -213,34 +225,24 @@ class SSLModule(LightningModule):
     # ---- set-up -------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Make Λ as long as the unlabelled list."""
-        data, steps = self.data, self.trainer.max_steps
-        check_precision(self.trainer.precision)
-        check_classes(self.num_classes, data)
-        check_vocabulary(self.model.backbone, data)
-        fine = stage != "fit" or steps >= 1
-        require("trainer.max_steps", steps, fine, "say how many θ steps to train, at least 1")
-        self._allocate(data.num_unlabeled, stage == "fit")
-        if stage == "fit" and self.compiles:
-            require_compiler(self.trainer.strategy.root_device)
+        """Make Λ as long as the unlabelled list; show a frozen encoder all examples."""
+        data, device, fits = self.data, self.trainer.strategy.root_device, stage == "fit"
+        backbone = self.encoder.backbone if self.encoder else self.model.backbone
+        compiles_for = device if fits and self.compiles else None
+        check_setup(self.num_classes, backbone, data, self.trainer, fits, compiles_for)
+        if not hasattr(self.weighting, "weights"):
+            self.algorithm.prepare(data.num_unlabeled, self.num_classes)
+            folder = self.directory or Path(self.trainer.default_root_dir)
+            self.weighting.allocate_in(folder, data.num_unlabeled, fits, self.trainer.strategy)
+        frozen: list[str] = []
+        if self.encoder is not None:
+            encode(self.encoder.to(device), self.views, self.features, device, self.trainer.strategy.barrier)
+            frozen = [f"encoder.{name}" for name, _ in self.encoder.named_parameters()]
+        if compiles_for is not None:
             self.model.backbone.compile()  # in place, unlike torch.compile: parameters keep their names
         # All processes load and compute the same buffers, batch norm's but for an average of their own: DDP would
         # send all of them, Λ too, at every step.
-        self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
-
-    def _allocate(self, size: int, fits: bool) -> None:
-        """Rows for all unlabelled examples, once; on the disk they are the run's own."""
-        if hasattr(self.weighting, "weights"):
-            return
-        self.algorithm.prepare(size, self.num_classes)
-        file, options = None, self.weighting.options
-        if options.storage == "disk":
-            folder = self.directory or Path(self.trainer.default_root_dir)
-            file = (
-                open_rows(folder, size, row_defaults(options.init), self.trainer.strategy) if fits else None
-            )
-            size = size if fits else 0  # the checkpoint holds none
-        self.weighting.allocate(size, file)
+        self._ddp_params_and_buffers_to_ignore = [*dict(self.named_buffers()), *frozen]
 
     def configure_model(self) -> None:
         """Divide θ and its average among the processes, where the strategy does."""
@@ -287,7 +289,7 @@ class SSLModule(LightningModule):
         raise UserError(NO_TRAINER_PREDICT)
 
     def probabilities(self, inputs: Any) -> Tensor:
-        """Class probabilities (B, C) of the averaged θ, for inputs as the data module's ``view`` gives them.
+        """Class probabilities (B, C) of the averaged θ, for inputs as :meth:`Views.plain` gives them.
 
         In θ's own precision whatever the steps are made in, so that every machine predicts what training evaluated.
         """
@@ -297,9 +299,7 @@ class SSLModule(LightningModule):
         return probabilities
 
     def _evaluate(self, batch: LabeledBatch, part: str) -> None:
-        with torch.autocast(self.device.type, enabled=False):
-            inputs = self.data.view(batch.inputs, ())
-        self._evaluation(part).update(self.probabilities(inputs), batch.labels)
+        self._evaluation(part).update(self.probabilities(self.views.plain(batch.inputs)), batch.labels)
 
     def _evaluation(self, part: str) -> Evaluation:
         return cast(Evaluation, self.evaluations[part])

@@ -14,6 +14,7 @@ from ssl_weighting.errors import UserError
 OPTIONS_OF = {
     "model": "model.backbone",
     "ema": "model.backbone",
+    "encoder": "model.backbone",
     "algorithm": "model.algorithm",
     "labeled_augmentation": "model.labeled_augmentation",
     "weighting.weights": "model.weighting.kind",

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from ssl_weighting.algorithms.base import Algorithm, Labeled, Unlabeled, supervised_term
 from ssl_weighting.data.module import SSLData
 from ssl_weighting.data.source import LabeledBatch
+from ssl_weighting.encoder import Encoder, is_cached
 from ssl_weighting.protocols import Model, View
 from ssl_weighting.terms import LossTerm
 
@@ -33,6 +34,7 @@ class Views:
         num_classes: C.
         dtype: Of what the network takes.
         channels_last: Whether images are laid out so.
+        encoder: A frozen one, which sees examples before the network does.
     """
 
     data: SSLData
@@ -41,6 +43,7 @@ class Views:
     num_classes: int
     dtype: torch.dtype = torch.float32
     channels_last: bool = True
+    encoder: Encoder | None = None
     labeled_view: View = field(init=False)
 
     def __post_init__(self) -> None:
@@ -79,13 +82,23 @@ class Views:
         return F.one_hot(labels, self.num_classes).to(self.dtype)
 
     def plain(self, raw: Any) -> Any:
-        """Inputs as they are, without augmentation."""
+        """Examples as they are, without augmentation, as the network takes them."""
         with torch.autocast(_device_of(raw), enabled=False):
-            return laid_out(self.data.view(raw, ()), self.dtype, self.channels_last)
+            return self._seen(raw, ())
+
+    def shown(self, raw: Any, steps: View) -> Any:
+        """Raw inputs in a view, as a frozen encoder takes them, or the network without one."""
+        return laid_out(self.data.view(raw, steps), self.dtype, self.channels_last)
 
     def _view(self, raw: Any, steps: View) -> Any:
         with torch.autocast(_device_of(raw), enabled=False), torch.no_grad():
-            return laid_out(self.data.view(raw, steps), self.dtype, self.channels_last)
+            return self._seen(raw, steps)
+
+    def _seen(self, raw: Any, steps: View) -> Any:
+        if self.encoder is None:
+            return self.shown(raw, steps)
+        features = self.encoder.of(raw, steps) if is_cached(raw) else self.encoder(self.shown(raw, steps))
+        return features.to(self.dtype)
 
 
 def _device_of(raw: Any) -> str:

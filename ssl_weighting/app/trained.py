@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -105,10 +105,10 @@ class TrainedModel:
     @torch.inference_mode()
     def of_part(self, part: str) -> Tensor:
         """Probabilities (m, C), on the CPU, of a list that the data module holds, such as ``validation``."""
-        found = []
+        found, views = [], self.module.views_of(self.data)
         for batch in self.data.in_order(part):
             inputs = pytree.tree_map_only(Tensor, lambda x: x.to(self.device), batch.inputs)
-            found.append(self.module.probabilities(self.data.view(inputs, ())).cpu())
+            found.append(self.module.probabilities(views.plain(inputs)).cpu())
         return torch.cat(found) if found else torch.empty(0, self.module.num_classes)
 
 
@@ -194,17 +194,19 @@ def _resolved(
 
 def _load_average(module: SSLModule, saved: Saved) -> None:
     """Give the module the averaged θ of a checkpoint, in the precision that it was trained in."""
-    state = {
-        name.removeprefix("ema."): value
-        for name, value in saved.content["state_dict"].items()
-        if name.startswith("ema.")
-    }
+    state, encoder = (_below(saved.content["state_dict"], part) for part in ("ema.", "encoder."))
     floating = [value.dtype for value in state.values() if value.is_floating_point()]
     module.to(floating[0])
     try:
         module.ema.load_state_dict(state)
+        if module.encoder is not None:
+            module.encoder.load_state_dict(encoder)
     except RuntimeError as error:
         raise UserError(
             f"model.backbone={type(module.model.backbone).__name__}: does not fit the checkpoint {saved.path} "
             f"({' '.join(str(error).split())[:160]}); leave --model and --data out"
         ) from None
+
+
+def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

@@ -21,6 +21,7 @@ class Backbone(nn.Module, ABC):
 
     Attributes:
         feature_dim: D.
+        frozen: Whether nothing of it is trained: features are computed once, and only the head learns.
         last_block: Regular expression that the names of the last block's parameters match, for influences of
             that scope.
         regroups: Whether a batch may be run in parts and in another order, because nothing couples its examples
@@ -30,6 +31,7 @@ class Backbone(nn.Module, ABC):
     """
 
     feature_dim: int
+    frozen: bool = False
     last_block: str = ""
     regroups: bool = False
     lockstep: bool = False

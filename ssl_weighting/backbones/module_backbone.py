@@ -37,13 +37,15 @@ class ModuleBackbone(Backbone):
             ``init_args`` of a class that Python can import.
         head: Name of its linear head, as in ``module.named_modules()``: ``fc``, ``classifier.1``.
         last_block: See :class:`~ssl_weighting.backbones.base.Backbone`; default: found by itself.
+        frozen: Nothing of it is trained: see :class:`~ssl_weighting.backbones.base.Backbone`.
 
     Raises:
         UserError: If there is no linear layer of that name.
     """
 
-    def __init__(self, module: nn.Module, head: str, last_block: str = "") -> None:
+    def __init__(self, module: nn.Module, head: str, last_block: str = "", frozen: bool = False) -> None:
         super().__init__()
+        self.frozen = frozen
         linear = dict(module.named_modules()).get(head)
         if not head or not isinstance(linear, nn.Linear):
             names = linear_names(module)

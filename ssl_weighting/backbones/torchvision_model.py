@@ -20,12 +20,15 @@ class TorchvisionModel(ModuleBackbone):
         weights: Name of pretrained weights, such as ``IMAGENET1K_V1`` or ``DEFAULT``: downloaded once, to
             ``$TORCH_HOME``. They expect ``--data.normalise_by imagenet``. ``null`` draws θ anew.
         last_block: See :class:`~ssl_weighting.backbones.base.Backbone`; default: found by itself.
+        frozen: Nothing of it is trained: see :class:`~ssl_weighting.backbones.base.Backbone`.
 
     Raises:
         UserError: If there is no such model, no such weights, or they cannot be got.
     """
 
-    def __init__(self, name: str = "resnet18", weights: str | None = None, last_block: str = "") -> None:
+    def __init__(
+        self, name: str = "resnet18", weights: str | None = None, last_block: str = "", frozen: bool = False
+    ) -> None:
         names = models.list_models(module=models)
         if name not in names:
             raise UserError(f"model.backbone.name={name}: no such torchvision model; {nearest(name, names)}")
@@ -39,7 +42,7 @@ class TorchvisionModel(ModuleBackbone):
             raise UserError(
                 f"model.backbone.name={name}: does not end in a linear layer; take another, such as resnet18"
             )
-        super().__init__(model, heads[-1], last_block)
+        super().__init__(model, heads[-1], last_block, frozen)
 
 
 def nearest(name: str, names: list[str]) -> str:

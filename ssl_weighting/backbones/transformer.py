@@ -40,6 +40,8 @@ class Transformer(Backbone):
             purpose, such as sentence similarity, can have lost what the task needs.
         frozen_layers: So many of the first layers, and the embeddings, keep their pretrained weights.
         max_buckets: Most groups that a batch is run in; 1 to pad all to the longest.
+        frozen: Nothing of it is trained: see :class:`~ssl_weighting.backbones.base.Backbone`. Best with ``pooling:
+            mean``.
 
     Raises:
         UserError: If there is no such encoder, neither in a folder nor on the hub.
@@ -55,8 +57,10 @@ class Transformer(Backbone):
         layers: int | None = None,
         frozen_layers: int = 0,
         max_buckets: int = 4,
+        frozen: bool = False,
     ) -> None:
         super().__init__()
+        self.frozen = frozen
         if not 0 <= dropout < 1:
             raise UserError(f"model.backbone.dropout={dropout}: must be at least 0 and below 1")
         if max_buckets < 1:

@@ -68,6 +68,14 @@ class ImageFiles:
             digest.update(os.fsencode(f"{file.name}\0{os.path.getsize(file.path)}\0{file.label}\n"))
         return digest.hexdigest()
 
+    def identity(self) -> str:
+        """sha256 over what the pixels are made of: paths, sizes and times of change, and how they are read."""
+        result = hashlib.sha256(f"images {self.size} {self.levels}".encode())
+        for file in self.files:
+            state = os.stat(file.path)
+            result.update(os.fsencode(f"{file.path}\0{state.st_size}\0{state.st_mtime_ns}\n"))
+        return result.hexdigest()
+
     def describe(self, rows: Tensor) -> list[str]:
         """The files' paths."""
         return [printable(self.files[row].path) for row in rows.tolist()]

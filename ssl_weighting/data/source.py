@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ssl_weighting.data.features import FeatureTable
 from ssl_weighting.errors import UserError
 from ssl_weighting.protocols import Inputs
 
@@ -57,6 +58,12 @@ class Source(Protocol):
         ...
 
 
+def identity(source: Source) -> str:
+    """What :meth:`Source.fetch` gives, in a digest: that of a source which says it, else its checksum."""
+    own = getattr(source, "identity", source.checksum)
+    return str(own())
+
+
 class InMemory:
     """A :class:`Source` that is one tensor (n, ...)."""
 
@@ -89,6 +96,9 @@ class ExampleSet(Dataset[Batch | LabeledBatch]):
         pool: Whether its batches are those of the pool, which carry no labels.
     """
 
+    features: FeatureTable | None = None
+    """What batches hold instead of raw inputs, where a frozen encoder has seen the examples already."""
+
     def __init__(self, source: Source, rows: Tensor, labels: Tensor, pool: bool = False) -> None:
         self.source, self.rows, self.labels, self.pool = source, rows, labels, pool
 
@@ -106,7 +116,7 @@ class ExampleSet(Dataset[Batch | LabeledBatch]):
     def __getitems__(self, positions: Sequence[int]) -> Batch | LabeledBatch:
         """The batch at these positions of the list."""
         row = torch.as_tensor(positions, dtype=torch.int64)
-        inputs = self.source.fetch(self.rows[row])
+        inputs = (self.features or self.source).fetch(self.rows[row])
         _refuse_not_finite(inputs, self.source, self.rows[row])
         return Batch(inputs, row) if self.pool else LabeledBatch(inputs, self.labels[row])
 

@@ -106,6 +106,13 @@ class TextSource:
         result.update(self.labels.contiguous().numpy().data)
         return result.hexdigest()
 
+    def identity(self) -> str:
+        """sha256 over the texts' word pieces, and over how much of a text is handed out."""
+        result = hashlib.sha256(f"texts {self.room} {self.keep_end}".encode())
+        for part in (self.tokens.words, self.tokens.offsets, self.tokens.pieces, self.tokens.piece_offsets):
+            result.update(part.contiguous().numpy().data)
+        return result.hexdigest()
+
     def describe(self, rows: Tensor) -> list[str]:
         """See :class:`~ssl_weighting.data.source.Source`: the texts."""
         texts: list[str] = self.data.texts.take(pa.array(rows.numpy())).to_pylist()

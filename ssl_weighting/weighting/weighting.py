@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.strategies import Strategy
 from torch import Tensor, nn
 
 from ssl_weighting.distributed import all_processes, process_count
@@ -15,7 +17,7 @@ from ssl_weighting.influence import Influence
 from ssl_weighting.protocols import Network
 from ssl_weighting.terms import LossTerm, Objective
 from ssl_weighting.weighting.options import WeightingOptions
-from ssl_weighting.weighting.row_file import RowFile
+from ssl_weighting.weighting.row_file import RowFile, open_rows
 from ssl_weighting.weighting.rules import MOMENTS, Rule, make_rule
 from ssl_weighting.weighting.stats import COLUMNS, ExampleStats, Statistics, predictions_of
 from ssl_weighting.weighting.table import Column, Table, defaults_of
@@ -162,6 +164,21 @@ class Weighting(nn.Module):
     def file(self) -> RowFile | None:
         """Where rows are kept if not in memory."""
         return self.stats.file
+
+    def allocate_in(self, folder: Path, size: int, fits: bool, strategy: Strategy) -> None:
+        """Rows for all unlabelled examples; those on the disk are the run's own, and a checkpoint holds none of them.
+
+        Args:
+            folder: The run's.
+            size: |U|.
+            fits: Whether they are learned now.
+            strategy: Of the trainer, whose processes share a file.
+        """
+        if self.options.storage != "disk":
+            self.allocate(size)
+        else:
+            defaults = row_defaults(self.options.init)
+            self.allocate(size if fits else 0, open_rows(folder, size, defaults, strategy) if fits else None)
 
     def allocate(self, size: int, file: RowFile | None = None) -> None:
         """Make room for |U| rows; does nothing the second time."""
