@@ -161,7 +161,7 @@ class SSLModule(LightningModule):
         self.theta.finite.check()
         try:
             with torch.autocast(self.device.type, enabled=False):
-                self._log_now(self.weighting.step(self.model, objective, validation).numbers())
+                self.log_now(self.weighting.step(self.model, objective, validation).numbers())
         except NonFiniteError as error:
             if self.nonfinite == "stop":
                 raise at_step(error, self.global_step) from error
@@ -181,7 +181,7 @@ class SSLModule(LightningModule):
 
     def _skip(self) -> None:
         self.skipped += 1
-        self._log_now({"train/skipped": self.skipped})
+        self.log_now({"train/skipped": self.skipped})
 
     # ---- what the steps are made of -------------------------------------------------------------------------
 
@@ -310,7 +310,7 @@ class SSLModule(LightningModule):
             f"{part}/{name}": v for part in seen for name, v in self._evaluation(part).compute().items()
         }
         self.log_dict(values, logger=False)  # for callbacks and for what trainer.test returns
-        self._log_now(values)
+        self.log_now(values)
 
     # ---- logs ---------------------------------------------------------------------------------------------
 
@@ -319,9 +319,9 @@ class SSLModule(LightningModule):
         if every and self.global_step % every == 0:
             self.theta.finite.check()
             rate = cast(LightningOptimizer, self.optimizers()).param_groups[0]["lr"]
-            self._log_now({"train/lr": rate, **done.numbers(objective)})
+            self.log_now({"train/lr": rate, **done.numbers(objective)})
 
-    def _log_now(self, values: dict[str, Any]) -> None:
+    def log_now(self, values: dict[str, Any]) -> None:
         """Means over the processes to all loggers, at the present θ step. Waits for the device, so not every step."""
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
         given = [torch.as_tensor(v, dtype=dtype, device=self.device).detach() for v in values.values()]

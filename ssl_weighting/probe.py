@@ -86,6 +86,17 @@ def fit_probe(features: np.ndarray, labels: np.ndarray) -> Probe:
     return Probe(_trained(features, labels, penalty), penalty, held_out, error, loss)
 
 
+def pool_pays(held_out: np.ndarray, baseline: np.ndarray, labels: np.ndarray) -> bool:
+    """Whether a model with the pool predicts labels that it has not seen better than the probe, by their loss.
+
+    Args:
+        held_out: (n, C), probabilities of each labelled example by a model that was trained without its fold.
+        baseline: The like of the probe.
+        labels: (n,) int64.
+    """
+    return bool(cross_entropy(held_out, labels).mean() < cross_entropy(baseline, labels).mean())
+
+
 def cross_entropy(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """−log p of the label, nats, (n,), of probabilities (n, C) and labels (n,)."""
     chosen = np.take_along_axis(probabilities, labels[:, None], 1)[:, 0]

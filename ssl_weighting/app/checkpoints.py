@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 import yaml
+from torch import Tensor
 
 from ssl_weighting.app.runs import find_run
 from ssl_weighting.errors import UserError
-from ssl_weighting.files import home_path
+from ssl_weighting.files import home_path, whole_file
 
 KEY = "ssl_weighting"
 """What a checkpoint holds of ours, besides Lightning's."""
@@ -106,3 +107,16 @@ def open_checkpoint(path: Path, given: str) -> Saved:
     if not isinstance(content, dict) or KEY not in content:
         raise UserError(f"{given}: {path} was not written by this program; give the folder of a run")
     return Saved(path, content)
+
+
+def write_head(path: Path, head: dict[str, Tensor]) -> None:
+    """Make a checkpoint predict by another linear head; a run that goes on from it trains what it trained.
+
+    Args:
+        path: The checkpoint; the one before it stays as it is.
+        head: ``weight`` (R, D) and ``bias`` (R,).
+    """
+    content = dict(open_checkpoint(path, str(path)).content)
+    content[KEY] = {**content[KEY], "handed_over": head}
+    with whole_file(path) as partial:
+        torch.save(content, partial)
