@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from ssl_weighting.algorithms.base import Algorithm
 from ssl_weighting.algorithms.ensemble import Ensemble
 from ssl_weighting.app.bare_trainer import bare_trainer
+from ssl_weighting.app.heads import Axes, BoundedNewton
 from ssl_weighting.backbones.precomputed import Precomputed
 from ssl_weighting.data.tensors import TensorData
 from ssl_weighting.influence import ExactLastLayer
@@ -31,8 +33,12 @@ from ssl_weighting.weighting import WeightingOptions
 
 POOL = -1
 """The label of an example of the pool, as in scikit-learn's semi-supervised classifiers."""
-LABELED, UNLABELED = 64, 448
+LABELED, UNLABELED = 512, 4096
 """Largest batches."""
+AXES = 128
+"""Principal axes of the features that heads are trained on with the pool."""
+DECAY, LARGEST = 0.1, 2.0
+"""Weight decay of these heads, and the largest λ."""
 UNKNOWNS = 6000
 """Most unknowns of a Hessian that is factorised at every Λ step: 288 MB, about a second."""
 
@@ -53,7 +59,7 @@ class SSLClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     Args:
         encoder: Turns examples into features (n, D), such as a pretrained network; ``None`` where they are features.
         algorithm: Makes the SSL method; default :class:`~ssl_weighting.algorithms.ensemble.Ensemble`.
-        max_steps: θ steps.
+        max_steps: θ steps, each on the whole pool up to 4,096 examples.
         random_state: Seed of the batches.
 
     Attributes:
@@ -69,7 +75,7 @@ class SSLClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self,
         encoder: Callable[[Any], Any] | None = None,
         algorithm: Callable[[], Algorithm] = Ensemble,
-        max_steps: int = 300,
+        max_steps: int = 60,
         random_state: int = 0,
     ) -> None:
         self.encoder, self.algorithm = encoder, algorithm
@@ -96,6 +102,8 @@ class SSLClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.deviation_[self.deviation_ < 1e-6] = 1.0
         features = self._standardised(features)
         self.baseline_ = fit_probe(features[known], labels[known])
+        self.axes_ = Axes.of(features, AXES)
+        features = self.axes_(features)
         self.learns_ = self._unknowns(features, labels) <= UNKNOWNS
         if not self.learns_:
             warnings.warn(
@@ -109,7 +117,10 @@ class SSLClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             self.module_ = self._trained(features, labels)
             weights, _ = self.module_.weighting.known(torch.arange(len(labels)))
             self.weights_ = weights.float().numpy()[labels == POOL]
-            self.cross_validated_loss_ = self._cross_validated(features, labels, known)
+            held_out = self._held_out(features, labels, known)
+            self.held_out_ = held_out
+            if held_out is not None:
+                self.cross_validated_loss_ = float(cross_entropy(held_out, labels[known]).mean())
             self.used_pool_ = bool(self.cross_validated_loss_ < self.baseline_.loss)
         return self
 
@@ -118,7 +129,7 @@ class SSLClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         features = self._standardised(self._features(X, fitting=False))
         if self.module_ is not None and self.used_pool_:
-            return _probabilities(self.module_, features)
+            return _probabilities(self.module_, self.axes_(features))
         return self.baseline_.probabilities(features)
 
     def predict(self, X: Any) -> np.ndarray:  # noqa: N803
@@ -141,14 +152,15 @@ class SSLClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _standardised(self, features: np.ndarray) -> np.ndarray:
         return np.asarray((features - self.mean_) / self.deviation_, np.float32)
 
-    def _cross_validated(self, features: np.ndarray, labels: np.ndarray, known: np.ndarray) -> float:
+    def _held_out(self, features: np.ndarray, labels: np.ndarray, known: np.ndarray) -> np.ndarray | None:
+        """Probabilities (n, C) of labelled examples by models with the pool that were trained without their fold."""
         held_out = np.zeros((len(known), len(self.classes_)))
         splits = list(folds_of(labels[known]))
         for _, others in splits:
             fewer = labels.copy()
             fewer[known[others]] = POOL
             held_out[others] = _probabilities(self._trained(features, fewer), features[known[others]])
-        return float(cross_entropy(held_out, labels[known]).mean()) if splits else float("nan")
+        return held_out if splits else None
 
     def _unknowns(self, features: np.ndarray, labels: np.ndarray) -> int:
         """Of the last layer's Hessian over a batch, which lies in the span of its examples and the bias."""
@@ -156,6 +168,9 @@ class SSLClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _trained(self, features: np.ndarray, labels: np.ndarray) -> SSLModule:
         labeled, unlabeled = _batch_sizes(labels)
+        algorithm = self.algorithm()
+        if self.module_ is not None:
+            algorithm.share(self.module_.algorithm)
         data = TensorData(
             torch.from_numpy(features),
             torch.from_numpy(labels),
@@ -163,6 +178,7 @@ class SSLClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             num_validation=0,
             labeled_batch_size=labeled,
             unlabeled_batch_size=unlabeled,
+            evaluation_batch_size=UNLABELED,
             split_seed=self.random_state,
         )
         with _quiet(), isolate_rng():
@@ -171,28 +187,36 @@ class SSLClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             module = SSLModule(
                 len(self.classes_),
                 Precomputed(features.shape[1]),
-                self.algorithm(),
+                algorithm,
                 ExactLastLayer(damping="reference_code", max_dense=UNKNOWNS),
                 WeightingOptions(
                     kind="per_example" if self.learns_ else "fixed",
                     inner_steps=max(1, self.max_steps // 10),
                     warmup_steps=self.max_steps // 3,
-                    bounds=(0.0, 2.0),
+                    bounds=(0.0, LARGEST),
                 ),
-                ThetaOptions(_optimizer, decay_all=True, ema_decay=0.9),
+                ThetaOptions(self._optimizer(features, labels), decay_all=True, ema_decay=0.0),
             )
             bare_trainer(self.max_steps, "cpu").fit(module, data)
         module.trainer = None  # which holds the data
         return module.eval()
 
 
+    def _optimizer(self, features: np.ndarray, labels: np.ndarray) -> Callable[[Any], torch.optim.Optimizer]:
+        pool = torch.from_numpy(features)
+        scale = 0.5 if len(self.classes_) == 2 else 1.0
+        return partial(
+            BoundedNewton,
+            labeled=pool[torch.from_numpy(labels != POOL)],
+            pool=pool,
+            decay=DECAY,
+            bound=LARGEST,
+            scale=scale,
+        )
+
+
 def _batch_sizes(labels: np.ndarray) -> tuple[int, int]:
     return min(int((labels != POOL).sum()), LABELED), min(len(labels), UNLABELED)
-
-
-def _optimizer(parameters: Any) -> torch.optim.Optimizer:
-    """Heads on standardised features are convex and small: a strong decay, and momentum."""
-    return torch.optim.SGD(parameters, lr=0.01, momentum=0.9, nesterov=True, weight_decay=0.1)
 
 
 @contextmanager
