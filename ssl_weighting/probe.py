@@ -77,7 +77,9 @@ def fit_probe(features: np.ndarray, labels: np.ndarray) -> Probe:
     held_out = np.zeros((len(PENALTIES), len(labels), len(counts)))
     for rows, others in splits:
         weights = np.zeros((len(counts), within.shape[1] + 1))
-        for number, penalty in reversed([*enumerate(PENALTIES)]):  # each begins where the last, stronger one ended
+        for number, penalty in reversed(
+            [*enumerate(PENALTIES)]
+        ):  # each begins where the last, stronger one ended
             weights = _minimised(weights, within[rows], labels[rows], penalty)
             held_out[number, others] = softmax(within[others] @ weights[:, :-1].T + weights[:, -1], 1)
     losses = [float(cross_entropy(found, labels).mean()) for found in held_out]
@@ -127,7 +129,9 @@ def _minimised(start: np.ndarray, features: np.ndarray, labels: np.ndarray, pena
         gradient[:, -1] = pull.sum(0) / count
         return float(loss + penalty / 2 * np.square(head[:, :-1]).sum()), gradient.ravel()
 
-    found = minimize(objective, start.ravel(), jac=True, method="L-BFGS-B", options={"gtol": 1e-4, "maxiter": 1000})
+    found = minimize(
+        objective, start.ravel(), jac=True, method="L-BFGS-B", options={"gtol": 1e-4, "maxiter": 1000}
+    )
     return np.asarray(found.x.reshape(start.shape))
 
 

@@ -45,9 +45,10 @@ class Axes:
 class BoundedNewton(torch.optim.SGD):
     """Gradient descent with momentum, its steps shaped by an upper bound of a linear head's Hessian.
 
-    Softmax's curvature is at most 1/2 (Böhning 1992, "Multinomial logistic regression algorithm"), so that
-    H ≤ 1/2 (Σ_labelled + b Σ_pool) + δ whatever the head predicts and however weights λ ≤ b lie. Its inverse is formed
-    once; steps along it never overshoot, whatever the scale of the features.
+    Softmax's curvature is at most 1/2 (Böhning 1992, "Multinomial logistic regression algorithm"), so that the
+    Hessian is at most H = (Σ_labelled + b Σ_pool)/2 + δ whatever the head predicts and however weights λ ≤ b lie. H⁻¹ is
+    formed once; steps along it do not overshoot, whatever the scale of the features. Weights and biases are shaped apart:
+    what couples them is small where features are centred.
 
     Args:
         parameters: Of the head: weights (R, d) and biases (R,).
@@ -66,10 +67,9 @@ class BoundedNewton(torch.optim.SGD):
             group["weight_decay"] = 0.0  # it is part of what is shaped
         self.decay = decay
         labeled, pool = labeled.double(), pool.double()
-        # Weights and biases are shaped apart, each by twice its block: a bound of both together.
-        both = labeled.T @ labeled / len(labeled) + bound * (pool.T @ pool) / len(pool)
+        both = (labeled.T @ labeled / len(labeled) + bound * (pool.T @ pool) / len(pool)) / 2
         self.shape = torch.linalg.inv(both + decay * torch.eye(len(both)).double()).float()
-        self.bias = 1 / (1 + bound + decay)
+        self.bias = 1 / ((1 + bound) / 2 + decay)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:
