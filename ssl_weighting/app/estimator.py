@@ -38,8 +38,9 @@ LABELED, UNLABELED = 512, 4096
 """Largest batches."""
 AXES = 256
 """Principal axes of the features that heads are trained on with the pool."""
-DECAY, LARGEST = 1.0, 2.0
-"""Weight decay of these heads, and the largest λ."""
+DECAY, LARGEST = 1 / 1280, 2.0
+"""Weight decay of these heads for each standardised feature that there was, as logits grow with their number; and the
+largest λ."""
 UNKNOWNS = 6000
 """Most unknowns of a Hessian that is factorised at every Λ step: 288 MB, about a second."""
 
@@ -244,7 +245,7 @@ class SSLClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             BoundedNewton,
             labeled=pool[torch.from_numpy(labels != POOL)],
             pool=pool,
-            decay=DECAY,
+            decay=DECAY * len(self.mean_),
             bound=LARGEST,
             scale=scale,
         )
