@@ -87,6 +87,14 @@ class LabelPropagation(Algorithm):
             self._drawn = seen.features, neighbour_graph(seen.features, self.neighbours, self.temperature)
         return propagate(self._drawn[1], seen.labeled, seen.labels, self.targets.shape[1], self.spread)
 
+    def share(self, other: Algorithm) -> None:
+        """See :meth:`Algorithm.share`: the graph, where it is drawn alike."""
+        if isinstance(other, LabelPropagation) and (self.neighbours, self.temperature) == (
+            other.neighbours,
+            other.temperature,
+        ):
+            self._drawn = other._drawn
+
     def loss_terms(
         self, model: Model, labeled: Labeled, unlabeled: Unlabeled, context: Context
     ) -> list[LossTerm]:
