@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.special import softmax
 
 from ssl_weighting.errors import UserError
 
@@ -70,6 +69,8 @@ def fit_probe(features: np.ndarray, labels: np.ndarray) -> Probe:
     counts = np.bincount(labels)
     if len(counts) < 2 or not counts.all():
         raise UserError(f"labels: {counts.tolist()} of the classes; give at least one of each of two classes")
+    from scipy.special import softmax  # slow to import
+
     splits = list(folds_of(labels))
     if not splits:
         return Probe(_trained(features, labels, ALONE), ALONE, None, float("nan"), float("nan"))
@@ -87,17 +88,6 @@ def fit_probe(features: np.ndarray, labels: np.ndarray) -> Probe:
     error = float((held_out[best].argmax(1) != labels).mean())
     classifier = _trained(features, labels, PENALTIES[best])
     return Probe(classifier, PENALTIES[best], held_out[best], error, losses[best])
-
-
-def pool_pays(held_out: np.ndarray, baseline: np.ndarray, labels: np.ndarray) -> bool:
-    """Whether a model with the pool predicts labels that it has not seen better than the probe, by their loss.
-
-    Args:
-        held_out: (n, C), probabilities of each labelled example by a model that was trained without its fold.
-        baseline: The like of the probe.
-        labels: (n,) int64.
-    """
-    return bool(cross_entropy(held_out, labels).mean() < cross_entropy(baseline, labels).mean())
 
 
 def cross_entropy(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:

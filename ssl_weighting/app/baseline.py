@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,18 +16,22 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ssl_weighting.app.bare_trainer import bare_trainer
-from ssl_weighting.backbones.base import SymmetricBinaryHead
+from ssl_weighting.app.mixture import MixedHead, Mixture
+from ssl_weighting.backbones.base import Classifier
 from ssl_weighting.backbones.precomputed import Precomputed
 from ssl_weighting.data import ExampleSet, SSLData
 from ssl_weighting.distributed import process_count
 from ssl_weighting.errors import UserError
 from ssl_weighting.module import SSLModule
-from ssl_weighting.probe import Probe, cross_entropy, fit_probe, folds_of, pool_pays
+from ssl_weighting.probe import Probe, cross_entropy, fit_probe, folds_of
+from ssl_weighting.views import Views
 
 MOST = 2000
 """Labels of more examples than this are not probed: cross-validation would take minutes."""
 WORD_SCALE = 30.0
 """What rows of word frequencies, of length 1, are multiplied by, for the probe's penalties."""
+WORDS = 5000
+"""Most words that it looks at, the most frequent ones."""
 
 Reader = Callable[[str], Any]
 """Features (n, D), an array or a sparse matrix, of a part of the data."""
@@ -44,7 +48,7 @@ class Verdict:
         test_error: Its error on the test set, a share; ``None`` without one.
         pool_error: Cross-validated error of the model with the pool, where the two were compared.
         pool_loss: Its cross-validated cross-entropy, nats.
-        used_pool: Whether the model with the pool is handed over.
+        mixture: How far the model with the pool is believed, and how far the probe; ``None`` where nothing was compared.
     """
 
     probe: Probe
@@ -53,7 +57,7 @@ class Verdict:
     test_error: float | None
     pool_error: float | None = None
     pool_loss: float | None = None
-    used_pool: bool = True
+    mixture: Mixture | None = None
 
     def numbers(self) -> dict[str, float]:
         """What is kept in ``metrics.csv``, by name."""
@@ -62,11 +66,11 @@ class Verdict:
             "baseline/loss": self.probe.loss,
             "baseline/test_error": self.test_error,
         }
-        if self.pool_loss is not None:
+        if self.mixture is not None:
             found |= {
                 "pool/error": self.pool_error,
                 "pool/loss": self.pool_loss,
-                "pool/used": float(self.used_pool),
+                "pool/share": float(self.mixture.share),
             }
         return {name: value for name, value in found.items() if value is not None and np.isfinite(value)}
 
@@ -102,12 +106,12 @@ def judge(
     verdict = Verdict(probe, reads, len(labels), test_error)
     if initial is None or probe.held_out is None:
         return verdict
-    held_out = _held_out(initial, data, labels, steps, precision)
+    held_out = _held_out(module, initial, data, labels, steps, precision)
     return dataclasses.replace(
         verdict,
         pool_error=float((held_out.argmax(1) != labels).mean()),
         pool_loss=float(cross_entropy(held_out, labels).mean()),
-        used_pool=pool_pays(held_out, probe.held_out, labels),
+        mixture=Mixture.of(probe.held_out, held_out, labels),
     )
 
 
@@ -136,30 +140,32 @@ def untrained(module: SSLModule) -> SSLModule:
     return copy.deepcopy(module, dict(shared))
 
 
-def head_of(module: SSLModule, probe: Probe) -> dict[str, Tensor]:
-    """The probe as the module's linear head: ``weight`` (R, D) and ``bias`` (R,)."""
-    weight, bias = (torch.from_numpy(np.asarray(part)).float() for part in _coefficients(probe))
-    if isinstance(module.model.heads["classifier"], SymmetricBinaryHead):  # p(class 0) = sigmoid(2f)
-        weight, bias = -weight / 2, -bias / 2
-    elif len(weight) == 1:  # two classes, one row: of class 1
+def handed_over(verdict: Verdict) -> dict[str, Any] | None:
+    """What a checkpoint keeps to predict as the verdict says: the probe's head, its share and temperatures."""
+    if verdict.mixture is None:
+        return None
+    head = verdict.probe.classifier
+    weight, bias = (torch.from_numpy(np.asarray(part)).float() for part in (head.coef_, head.intercept_))
+    if len(weight) == 1:  # two classes, one row: of class 1
         weight, bias = torch.cat((-weight / 2, weight / 2)), torch.cat((-bias / 2, bias / 2))
-    return {"weight": weight, "bias": bias}
+    share, temperatures = verdict.mixture.share, list(map(float, verdict.mixture.temperatures))
+    return {"weight": weight, "bias": bias, "share": float(share), "temperatures": temperatures}
 
 
-def hand_over(module: SSLModule, head: dict[str, Tensor]) -> None:
-    """Predict by another linear head from now on; what is trained stays as it is."""
-    own: Any = module.ema.model.heads["classifier"]  # type: ignore[union-attr,index]
-    for name, value in head.items():
-        parameter = getattr(own, name)
-        parameter.data = value.to(parameter)  # not copied into it: it can be θ's own memory
+def hand_over(module: SSLModule, kept: dict[str, Any]) -> None:
+    """Predict by probe and model together from now on; what is trained stays as it is.
 
-
-def _coefficients(probe: Probe) -> tuple[np.ndarray, np.ndarray]:
-    return probe.classifier.coef_, probe.classifier.intercept_
+    Args:
+        module: Its averaged θ gets another head.
+        kept: See :func:`handed_over`.
+    """
+    heads = cast(Classifier, module.ema.model).heads
+    own = heads["classifier"]
+    heads["classifier"] = MixedHead(own, **kept).to(next(own.parameters()))
 
 
 def _held_out(
-    initial: SSLModule, data: SSLData, labels: np.ndarray, steps: int, precision: Any
+    trained: SSLModule, initial: SSLModule, data: SSLData, labels: np.ndarray, steps: int, precision: Any
 ) -> np.ndarray:
     """Probabilities (n, C) of each labelled example by a module that was trained without its fold."""
     found = np.zeros((len(labels), initial.num_classes))
@@ -168,6 +174,8 @@ def _held_out(
     device = str(next(initial.model.parameters()).device)
     for kept, others in folds_of(labels):
         module, fewer = untrained(initial), copy.copy(data)
+        module.weighting.learns = False  # all examples alike: a fold's model is told apart by its labels
+        module.algorithm.share(trained.algorithm)
         rows = torch.from_numpy(np.sort(kept))
         part = ExampleSet(whole.source, whole.rows[rows], whole.labels[rows])
         part.features = whole.features
@@ -175,26 +183,35 @@ def _held_out(
         fewer.split = dataclasses.replace(data.split, labeled=data.split.labeled[rows])
         with isolate_rng():
             bare_trainer(steps, device, precision=precision).fit(module, fewer)
-        guessed = _in_order(module, data, "labeled", module.probabilities)
+        guessed = in_order(module.views_of(data), "labeled", module.device, module.probabilities)
         found[others] = guessed[others] / guessed[others].sum(1, keepdims=True)
     return found
 
 
 def _reader(module: SSLModule, data: SSLData) -> tuple[str, Reader]:
     """What the probe sees of an example, and how it is got."""
+    views = module.views_of(data)
+    flat = partial(in_order, views, device=module.device, then=_flat)
     if module.encoder is not None:
-        return "frozen features", partial(_in_order, module, data, then=_flat)
-    first = module.views_of(data).plain(data.sets["labeled"].__getitems__([0]).inputs)
+        return "frozen features", flat
+    first = views.plain(data.sets["labeled"].__getitems__([0]).inputs)
     if not isinstance(first, Tensor):
         return "words", _word_reader(data)
-    reads = "features" if isinstance(module.model.backbone, Precomputed) else "pixels"
-    sample = _in_order(module, data, "labeled", _flat)
-    mean, deviation = sample.mean(0), sample.std(0)
+    mean, deviation = _scale(flat("labeled"))
+    vectors = isinstance(module.model.backbone, Precomputed) or first.dim() == 2
+    return "inputs" if vectors else "pixels", lambda part: (flat(part) - mean) / deviation
+
+
+def standardised(features: np.ndarray) -> np.ndarray:
+    """Features (n, D), each with mean 0 and deviation 1."""
+    mean, deviation = _scale(features)
+    return np.asarray((features - mean) / deviation)
+
+
+def _scale(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    deviation = features.std(0)
     deviation[deviation < 1e-6] = 1.0
-    return (
-        reads if first.dim() != 2 or reads == "features" else "inputs",
-        lambda part: (_in_order(module, data, part, _flat) - mean) / deviation,
-    )
+    return features.mean(0), deviation
 
 
 def _flat(inputs: Tensor) -> Tensor:
@@ -202,13 +219,20 @@ def _flat(inputs: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _in_order(module: SSLModule, data: SSLData, part: str, then: Callable[[Tensor], Tensor]) -> np.ndarray:
-    """A function of the examples of a part, as they are, float64, in their order."""
-    examples, size, views = data.sets[part], data.evaluation_batch_size, module.views_of(data)
+def in_order(views: Views, part: str, device: torch.device, then: Callable[[Tensor], Tensor]) -> np.ndarray:
+    """A function of the examples of a part, as they are, float64, in their order.
+
+    Args:
+        views: Shows them.
+        part: Which list of the data.
+        device: Where the function computes.
+        then: Of a batch as the network takes it.
+    """
+    examples, size = views.data.sets[part], views.data.evaluation_batch_size
     found = []
     for start in range(0, len(examples), size):
         batch = examples.__getitems__(range(start, min(start + size, len(examples))))
-        raw = pytree.tree_map_only(Tensor, lambda x: x.to(module.device), batch.inputs)
+        raw = pytree.tree_map_only(Tensor, lambda x: x.to(device), batch.inputs)
         found.append(then(views.plain(raw)).double().cpu().numpy())
     return np.concatenate(found)
 
@@ -217,14 +241,10 @@ def _word_reader(data: SSLData) -> Reader:
     """How often each word stands in a text, against how often in all of the training texts."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    vectorizer = TfidfVectorizer(sublinear_tf=True)
+    vectorizer = TfidfVectorizer(sublinear_tf=True, max_features=WORDS)
     vectorizer.fit(data.sets["unlabeled"].describe() + data.sets["labeled"].describe())
     return lambda part: WORD_SCALE * vectorizer.transform(data.sets[part].describe())
 
 
-def _stacked(parts: list[Any]) -> Any:
-    if isinstance(parts[0], np.ndarray):
-        return np.concatenate(parts)
-    from scipy.sparse import vstack
-
-    return vstack(parts).tocsr()
+def _stacked(parts: list[Any]) -> np.ndarray:
+    return np.concatenate([part if isinstance(part, np.ndarray) else part.toarray() for part in parts])

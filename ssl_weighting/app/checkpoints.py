@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import yaml
-from torch import Tensor
 
 from ssl_weighting.app.runs import find_run
 from ssl_weighting.errors import UserError
@@ -109,14 +108,14 @@ def open_checkpoint(path: Path, given: str) -> Saved:
     return Saved(path, content)
 
 
-def write_head(path: Path, head: dict[str, Tensor]) -> None:
-    """Make a checkpoint predict by another linear head; a run that goes on from it trains what it trained.
+def write_handed_over(path: Path, kept: dict[str, Any]) -> None:
+    """Make a checkpoint predict by a probe as well; a run that goes on from it trains what it trained.
 
     Args:
         path: The checkpoint; the one before it stays as it is.
-        head: ``weight`` (R, D) and ``bias`` (R,).
+        kept: See :func:`ssl_weighting.app.baseline.handed_over`.
     """
     content = dict(open_checkpoint(path, str(path)).content)
-    content[KEY] = {**content[KEY], "handed_over": head}
+    content[KEY] = {**content[KEY], "handed_over": kept}
     with whole_file(path) as partial:
         torch.save(content, partial)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy.special import log_softmax, softmax
+from torch import Tensor, nn
 
 TEMPERATURES = tuple(2.0**exponent for exponent in np.arange(-3.0, 3.25, 0.25))
 """What logits may be divided by."""
@@ -22,7 +25,7 @@ def nats(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def calibrated(held_out: np.ndarray, labels: np.ndarray) -> float:
     """The temperature under which held-out probabilities (n, C) have the least loss."""
     logits = np.log(np.maximum(held_out, 1e-9))
-    return min(TEMPERATURES, key=lambda t: float(nats(logits / t, labels).mean()))
+    return min(map(float, TEMPERATURES), key=lambda t: float(nats(logits / t, labels).mean()))
 
 
 def cooled(probabilities: np.ndarray, temperature: float) -> np.ndarray:
@@ -63,3 +66,34 @@ class Mixture:
         """Probabilities (n, C) of both, mixed."""
         first, second = self.temperatures
         return (1 - self.share) * cooled(probe, first) + self.share * cooled(pool, second)
+
+
+class MixedHead(nn.Module):
+    """A model's head and a probe's together, as a :class:`Mixture` says; with a share of 0, the probe as it is.
+
+    Args:
+        own: The model's head, features (B, D) to logits (B, C).
+        weight: (C, D) of the probe.
+        bias: (C,) of the probe.
+        share: See :class:`Mixture`.
+        temperatures: See :class:`Mixture`.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(
+        self, own: nn.Module, weight: Tensor, bias: Tensor, share: float, temperatures: Sequence[float]
+    ) -> None:
+        super().__init__()
+        self.own, self.share = own, share
+        self.temperatures = tuple(temperatures) if share else (1.0, 1.0)
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logarithms of the mixed probabilities, (B, C)."""
+        logits = (nn.functional.linear(features, self.weight, self.bias), self.own(features))
+        probe, pool = (x.double().div(t).softmax(-1) for x, t in zip(logits, self.temperatures, strict=True))
+        mixed = (1 - self.share) * probe + self.share * pool
+        return torch.log(mixed.clamp(min=1e-30)).to(features.dtype)

@@ -20,7 +20,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from ssl_weighting.app.baseline import Verdict, check_can_choose, hand_over, head_of, judge, untrained
+from ssl_weighting.app.baseline import Verdict, check_can_choose, hand_over, handed_over, judge, untrained
 from ssl_weighting.app.callbacks import (
     DecisionBoundary,
     MetricsCsv,
@@ -32,7 +32,7 @@ from ssl_weighting.app.callbacks import (
     progress_callback,
 )
 from ssl_weighting.app.callbacks.wandb_dashboard import finish_wandb_runs, name_wandb_run
-from ssl_weighting.app.checkpoints import write_head
+from ssl_weighting.app.checkpoints import write_handed_over
 from ssl_weighting.app.configurations import differences, share_encoder_name, summarised
 from ssl_weighting.app.dashboard import has_wandb_key
 from ssl_weighting.app.launch import agreed, explained, locked, on_one_line, release
@@ -260,10 +260,9 @@ class CLI(LightningCLI):
         verdict = judge(self.model, self.datamodule, self.untrained, steps, precision)
         if verdict is not None:
             self.model.log_now(verdict.numbers())
-            if not verdict.used_pool:
-                head = head_of(self.model, verdict.probe)
-                write_head(checkpoint, head)
-                hand_over(self.model, head)
+            if (kept := handed_over(verdict)) is not None:
+                write_handed_over(checkpoint, kept)
+                hand_over(self.model, kept)
         return verdict
 
 

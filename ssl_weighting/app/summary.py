@@ -59,8 +59,11 @@ def verdict_rows(verdict: Verdict) -> list[tuple[str, str]]:
         rows.append((name, "a class has a single label: nothing to cross-validate with"))
     else:
         rows.append((name, f"{100 * verdict.probe.error:.2f} % cross-validated"))
-    if verdict.pool_error is not None:
+    if verdict.mixture is not None and verdict.pool_error is not None:
+        share = verdict.mixture.share
         rows.append(("with the pool", f"{100 * verdict.pool_error:.2f} % cross-validated"))
-        better = "the model with the pool" if verdict.used_pool else "labels only: the pool did not help"
-        rows.append(("handed over", better))
+        if share == 0:
+            rows.append(("handed over", "labels only: the pool did not help"))
+        else:
+            rows.append(("handed over", f"{share:.0%} the model with the pool, {1 - share:.0%} labels only"))
     return rows

@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-import torch
-from torch import Tensor
-
 from ssl_weighting.app.choices import classes
-from ssl_weighting.app.init.choice import Choice
 from ssl_weighting.backbones.base import Backbone
-from ssl_weighting.encoder import Encoder
 from ssl_weighting.errors import UserError
 
 IMAGE_ENCODERS = ("facebook/dinov2-small", "resnet18")
 """What is looked for where none is named, the better one first: on the Hugging Face hub; of torchvision."""
 SIDE = {"cpu": 112, "cuda": 224}
 """Height and width of images for a frozen encoder: whole patches of 14 and 16 pixels."""
-TIMED = 16
-"""Examples that an encoder is timed on."""
 
 
 class Found(NamedTuple):
@@ -84,25 +76,6 @@ def normalisation(encoder: Backbone) -> str:
     return "range" if abs(float(cast(Any, mean)[2]) - 0.5) < 0.05 else "imagenet"
 
 
-def note_pace(choice: Choice, encoder: Encoder, inputs: Any, count: int, device: str) -> None:
-    """Say how long it will take to see all examples once.
-
-    Args:
-        choice: Is told.
-        encoder: The frozen encoder.
-        inputs: Of :data:`TIMED` examples, as it takes them.
-        count: How many there are.
-        device: Where.
-    """
-    seconds = []
-    for _ in range(2):  # the first warms up
-        started = time.perf_counter()
-        encoder.features(inputs).sum().item()
-        seconds.append(time.perf_counter() - started)
-    pace = TIMED / seconds[-1]
-    choice.note("encoding", f"{count:,}", f"once, some {pace:.0f} a second on this {device.upper()}")
-
-
 def _named(name: str) -> tuple[str, dict[str, Any]]:
     """Class and arguments of an encoder by its name or folder."""
     folder = Path(os.path.expanduser(name))
@@ -134,10 +107,7 @@ def _made(kind: str, arguments: dict[str, Any]) -> Found:
         backbone = classes(Backbone)[kind](**arguments)
     except UserError as error:
         message = str(error).replace("model.backbone.name=", "--encoder ")
-        raise UserError(message.replace("model.backbone.weights=DEFAULT", f"--encoder {arguments['name']}")) from None
+        raise UserError(
+            message.replace("model.backbone.weights=DEFAULT", f"--encoder {arguments['name']}")
+        ) from None
     return Found(cast(Backbone, backbone), (kind, arguments))
-
-
-def pixels(side: int) -> Tensor:
-    """Images of noise to time an encoder on, (TIMED, 3, side, side)."""
-    return torch.rand(TIMED, 3, side, side)

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
+import torch
+from torch import nn
+
+from ssl_weighting.algorithms.supervised import Supervised
+from ssl_weighting.app.baseline import in_order, standardised
 from ssl_weighting.app.init.choice import Choice, backbone_part, data_part
+from ssl_weighting.app.init.encoders import Found
+from ssl_weighting.app.init.timing import minutes
 from ssl_weighting.data.module import SSLData
+from ssl_weighting.encoder import Encoder
+from ssl_weighting.probe import fit_probe
+from ssl_weighting.views import Views
 
 UNKNOWNS = 6000
 """Most unknowns of a Hessian that is factorised at every Λ step: 288 MB, about a second."""
@@ -27,12 +38,44 @@ def batch_sizes(classes: int, labeled: int, pool: int) -> tuple[int, int, bool]:
     return first, second, classes * (first + second) <= UNKNOWNS
 
 
+def use_frozen(choice: Choice, found: Found, module: SSLData, device: str) -> None:
+    """Settle the rest of a recipe on frozen features; say how long they take, and what the labels alone are good for.
+
+    Args:
+        choice: The recipe.
+        found: The encoder.
+        module: The data set, split.
+        device: ``cpu`` or ``cuda``.
+    """
+    choice.backbone, choice.steps = found.written, STEPS
+    sizes = [len(module.sets[part]) for part in ("labeled", "unlabeled")]
+    first, second, _ = batch_sizes(module.num_classes, *sizes)
+    choice.data |= {"labeled_batch_size": first, "unlabeled_batch_size": second}
+    encoder = Encoder(found.backbone).to(device)
+    views = Views(module, Supervised(), nn.ModuleList(), module.num_classes, encoder=encoder)
+    started = time.perf_counter()
+    features = in_order(views, "labeled", torch.device(device), lambda x: x)
+    pace = sizes[0] / (time.perf_counter() - started)
+    count = sizes[1] + (len(module.sets["test"]) if module.has_test else 0)
+    choice.note("encoding", f"{count:,}", f"examples, once, {minutes(count / pace)} on this {device.upper()}")
+    probe = fit_probe(standardised(features), module.sets["labeled"].labels.numpy())
+    if probe.held_out is None:
+        choice.note("labels only", "?", "a class has a single label: nothing to cross-validate with")
+    else:
+        why = "cross-validated error of a linear probe on these features, which the pool has to beat"
+        choice.note("labels only", f"{100 * probe.error:.1f} %", why)
+
+
 def frozen_recipe(choice: Choice, module: SSLData, split: Path, sizes: dict[str, int]) -> str:
     """The text of the recipe."""
     arguments = choice.data | {"split": str(split)}
     *_, learns = batch_sizes(module.num_classes, sizes["labeled"], sizes["unlabeled"])
     kind = "per_example" if learns else "fixed"
-    why = "fixed: all count alike, for comparison" if learns else "so many classes are too many to learn weights for"
+    why = (
+        "fixed: all count alike, for comparison"
+        if learns
+        else "so many classes are too many to learn weights for"
+    )
     name = {"images": "Images", "text": "Text"}[module.name]
     return f"""\
 # {name} of {module.num_classes} classes, {sizes["labeled"]} labels, all of which train; features of a frozen encoder
