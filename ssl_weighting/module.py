@@ -233,7 +233,7 @@ class SSLModule(LightningModule):
         if not hasattr(self.weighting, "weights"):
             self.algorithm.prepare(data.num_unlabeled, self.num_classes)
             folder = self.directory or Path(self.trainer.default_root_dir)
-            self.weighting.allocate_in(folder, data.num_unlabeled, fits, self.trainer.strategy)
+            self.weighting.allocate_in(folder, self.split().unlabeled, fits, self.trainer.strategy)
         frozen: list[str] = []
         if self.encoder is not None:
             encode(self.encoder.to(device), self.views, self.features, device, self.trainer.strategy.barrier)

@@ -62,8 +62,14 @@ def verdict_rows(verdict: Verdict) -> list[tuple[str, str]]:
     if verdict.mixture is not None and verdict.pool_error is not None:
         share = verdict.mixture.share
         rows.append(("with the pool", f"{100 * verdict.pool_error:.2f} % cross-validated"))
-        if share == 0:
-            rows.append(("handed over", "labels only: the pool did not help"))
-        else:
-            rows.append(("handed over", f"{share:.0%} the model with the pool, {1 - share:.0%} labels only"))
+        rows.append(("handed over", told(share)))
     return rows
+
+
+def told(share: float) -> str:
+    """How far the model with the pool is believed, from its share of a prediction."""
+    if share == 0:
+        return "labels only: the pool did not help"
+    if share == 1:
+        return "the model with the pool"
+    return f"both: {share:.0%} the model with the pool, {1 - share:.0%} labels only"
