@@ -50,7 +50,8 @@ def figures_of(folder: Path) -> dict[str, Any]:
     """The figures of a finished run.
 
     Errors are shares in [0, 1]; ``…_median`` is the median of the last 20 evaluations, absent where there were fewer.
-    ``labels_only_test_error`` is a linear probe's, on all labels, those that validate among them. ``worst_…`` are the pool's figures at the evaluation with the largest error of pseudo-labels since weights moved.
+    ``labels_only_test_error`` is a linear probe's, on all labels, those that validate among them.
+    ``worst_…`` are the pool's figures at the evaluation with the largest error of pseudo-labels since weights moved.
     ``seconds`` are those of training. There is no test error where the data have no test set.
 
     Raises:
