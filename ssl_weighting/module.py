@@ -15,14 +15,13 @@ from torch.utils import _pytree as pytree
 from ssl_weighting import resumption
 from ssl_weighting.algorithms.base import Algorithm, Context
 from ssl_weighting.backbones.base import Backbone, Classifier
-from ssl_weighting.backbones.precomputed import Precomputed
 from ssl_weighting.checks import require
 from ssl_weighting.data.module import NO_TRAINER_PREDICT, SSLData
 from ssl_weighting.data.source import LabeledBatch
 from ssl_weighting.data.split import Split
 from ssl_weighting.distributed import averaged, process_count
 from ssl_weighting.ema import MovingAverage
-from ssl_weighting.encoder import Encoder, FeatureOptions
+from ssl_weighting.encoder import Encoder, FeatureOptions, trained_on
 from ssl_weighting.encoding import encode
 from ssl_weighting.errors import NonFiniteError, UserError
 from ssl_weighting.evaluation import Evaluation
@@ -94,7 +93,7 @@ class SSLModule(LightningModule):
             Encoder(backbone, features.resize) if backbone.frozen else None,
             features,
         )
-        backbone = Precomputed(backbone.feature_dim) if backbone.frozen else backbone
+        backbone = backbone if self.encoder is None else trained_on(self.encoder, features.hidden)
         self.model = Classifier(
             backbone, num_classes, symmetric_binary_head, algorithm.extra_heads, target_pass == "apart"
         )

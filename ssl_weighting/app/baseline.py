@@ -122,9 +122,11 @@ def check_can_choose(module: SSLModule, data: SSLData, devices: Any) -> None:
         UserError: Naming the option in the way.
     """
     given, mend = "baseline=choose", "or --baseline probe"
-    if module.encoder is None and not isinstance(module.model.backbone, Precomputed):
+    if not isinstance(module.model.backbone, Precomputed):
+        what = "a linear head on frozen features" if module.encoder is None else "a linear head alone"
+        option = "--model.backbone.frozen true" if module.encoder is None else "--model.features.hidden []"
         raise UserError(
-            f"{given}: trains again without each fold of the labels; give --model.backbone.frozen true, {mend}"
+            f"{given}: is for {what}, trained again without each fold of the labels; give {option}, {mend}"
         )
     if len(data.sets["validation"]):
         raise UserError(f"{given}: compares on labels that train; give --data.num_validation 0, {mend}")
