@@ -48,6 +48,8 @@ class Verdict:
         test_error: Its error on the test set, a share; ``None`` without one.
         pool_error: Cross-validated error of the model with the pool, where the two were compared.
         pool_loss: Its cross-validated cross-entropy, nats.
+        scale: Mean and deviation (D,) that the probe's features were standardised by beyond what the network sees;
+            ``None`` where they are the network's.
         mixture: How far the model with the pool is believed, and how far the probe; ``None`` where nothing was compared.
     """
 
@@ -57,6 +59,7 @@ class Verdict:
     test_error: float | None
     pool_error: float | None = None
     pool_loss: float | None = None
+    scale: tuple[np.ndarray, np.ndarray] | None = None
     mixture: Mixture | None = None
 
     def numbers(self) -> dict[str, float]:
@@ -95,7 +98,7 @@ def judge(
     labels = np.concatenate([data.sets[part].labels.numpy() for part in parts])
     if len(labels) > MOST:
         return None
-    reads, read = _reader(module, data)
+    reads, read, scale = _reader(module, data)
     features = _stacked([read(part) for part in parts])
     probe = fit_probe(features, labels)
     test_error = None
@@ -103,7 +106,7 @@ def judge(
         data.setup("test")
         guessed = probe.probabilities(read("test")).argmax(1)
         test_error = float((guessed != data.sets["test"].labels.numpy()).mean())
-    verdict = Verdict(probe, reads, len(labels), test_error)
+    verdict = Verdict(probe, reads, len(labels), test_error, scale=scale)
     if initial is None or probe.held_out is None:
         return verdict
     held_out = _held_out(module, initial, data, labels, steps, precision)
@@ -147,7 +150,11 @@ def handed_over(verdict: Verdict) -> dict[str, Any] | None:
     if verdict.mixture is None:
         return None
     head = verdict.probe.classifier
-    weight, bias = (torch.from_numpy(np.asarray(part)).float() for part in (head.coef_, head.intercept_))
+    coefficients, intercepts = head.coef_, head.intercept_
+    if verdict.scale is not None:
+        coefficients = coefficients / verdict.scale[1]
+        intercepts = intercepts - coefficients @ verdict.scale[0]
+    weight, bias = (torch.from_numpy(np.asarray(part)).float() for part in (coefficients, intercepts))
     if len(weight) == 1:  # two classes, one row: of class 1
         weight, bias = torch.cat((-weight / 2, weight / 2)), torch.cat((-bias / 2, bias / 2))
     share, temperatures = verdict.mixture.share, list(map(float, verdict.mixture.temperatures))
@@ -190,18 +197,19 @@ def _held_out(
     return found
 
 
-def _reader(module: SSLModule, data: SSLData) -> tuple[str, Reader]:
-    """What the probe sees of an example, and how it is got."""
+def _reader(module: SSLModule, data: SSLData) -> tuple[str, Reader, tuple[np.ndarray, np.ndarray] | None]:
+    """What the probe sees of an example, how it is got, and how it was scaled."""
     views = module.views_of(data)
     flat = partial(in_order, views, device=module.device, then=_flat)
     if module.encoder is not None:
-        return "frozen features", flat
+        return "frozen features", flat, None
     first = views.plain(data.sets["labeled"].__getitems__([0]).inputs)
     if not isinstance(first, Tensor):
-        return "words", _word_reader(data)
+        return "words", _word_reader(data), None
     mean, deviation = _scale(flat("labeled"))
     vectors = isinstance(module.model.backbone, Precomputed) or first.dim() == 2
-    return "inputs" if vectors else "pixels", lambda part: (flat(part) - mean) / deviation
+    kind = "inputs" if vectors else "pixels"
+    return kind, lambda part: (flat(part) - mean) / deviation, (mean, deviation)
 
 
 def standardised(features: np.ndarray) -> np.ndarray:

@@ -57,8 +57,6 @@ def main(argv: list[str]) -> int:
 
     own = {
         "data.split": path,
-        "data.num_labeled": len(whole.labeled),
-        "data.num_validation": 0,
         "model.weighting.kind": "fixed",
         "model.weighting.weights": run / "weights.parquet",
     }
