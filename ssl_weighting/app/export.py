@@ -98,7 +98,8 @@ def _write_cleaned(
     _write(pa.concat_tables([kept, validation]), path)
     print(
         f"{path}: {len(kept)} of {len(everything)} unlabelled examples, those of weight ≥ {threshold:g} "
-        f"({why}); and the {len(validation)} validation examples, without a weight"
+        f"({why})"
+        + (f"; and the {len(validation)} validation examples, without a weight" if len(validation) else "")
     )
     print(_why_so_many(everything, len(kept), threshold, initial))
 

@@ -16,11 +16,8 @@ from rich.table import Table
 from torch import Tensor
 
 from ssl_weighting.data.module import SSLData
-from ssl_weighting.data.split import validation_shares
 from ssl_weighting.errors import DataWarning, UserError
 
-FEW_TO_COMPARE = 10
-"""Validation examples below which single ones say too little."""
 LOOKED_AT = 300
 """Images or texts whose size is looked at."""
 
@@ -61,12 +58,12 @@ def make_a_pool(choice: Choice, labels: Tensor, how: str, given: bool) -> None:
         UserError: If there are too few examples to put some aside.
     """
     counts = labels.bincount()
-    left = int(counts.sum() - validation_shares(counts).sum())
+    left = int(counts.sum())
     wanted = min(max(4 * len(counts), left // 4), max(len(counts), left // 2))
-    if wanted >= left or left == int(counts.sum()):
+    if wanted >= left:
         raise UserError(
             f"there is no pool, and {len(labels)} labelled examples of {len(counts)} classes, copies not counted, are "
-            f"too few to put some aside as one: give unlabelled examples ({how}), or at least 3 labelled ones a class"
+            f"too few to put some aside as one: give unlabelled examples ({how}), or at least 2 labelled ones a class"
         )
     choice.data["num_labeled"] = wanted
     why = "the pool holds copies only" if given else "no pool was given"
@@ -84,31 +81,12 @@ def set_up(module: SSLData, choice: Choice) -> None:
     listed = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
     choice.note("classes", module.num_classes, listed)
     choice.note("labelled", found["labeled"], "to train on")
-    _note_validation(module, choice)
+    choice.note("validation", 0, "every label trains: weights are learned on them")
     choice.note(
         "unlabelled", found["unlabeled"], "the pool, each with a weight; labelled examples among them"
     )
     without = "none given: the cross-validated error is all there is"
-    if found["validation"]:
-        without = (
-            "none given: the validation error is all there is, and too kind, the weights were learned on it"
-        )
     choice.note("test", found.get("test", 0), "tested once, at the end" if "test" in found else without)
-
-
-def _note_validation(module: SSLData, choice: Choice) -> None:
-    """Say how many labels are kept aside, and where that is too few for a class."""
-    if not len(module.sets["validation"]):
-        choice.note("validation", 0, "every label trains: weights are learned on them, each left out in turn")
-        return
-    per_class = module.sets["validation"].labels.bincount(minlength=module.num_classes)
-    few = [name for name, count in zip(module.class_names, per_class.tolist(), strict=False) if count < 3]
-    why = "labels kept aside, which the weights are learned on"
-    choice.note(
-        "validation",
-        len(module.sets["validation"]),
-        why + (f"; fewer than 3 for {', '.join(few[:5])}: label more" if few else ""),
-    )
 
 
 def said_once(said: Sequence[warnings.WarningMessage]) -> list[str]:
@@ -152,13 +130,6 @@ def backbone_part(choice: Choice) -> str:
     name, arguments = choice.backbone
     lines = ["  backbone:", f"    class_path: {name}"]
     return "\n".join([*lines, f"    init_args: {_in_yaml(arguments)}"] if arguments else lines)
-
-
-def influence_part(validation: int) -> str:
-    """The influence that finds what does not belong; the paper's, where too few examples validate to compare with."""
-    if validation < FEW_TO_COMPARE:
-        return "  influence:\n    class_path: ExactLastLayer\n    init_args: {damping: reference_code}"
-    return "  influence:\n    class_path: RelativeInfluence # the paper's: ExactLastLayer; see docs/choosing-a-solver.md"
 
 
 def tell(choice: Choice, recipe: Path, split: Path) -> None:

@@ -15,7 +15,6 @@ from ssl_weighting.app.init.choice import (
     Choice,
     backbone_part,
     data_part,
-    influence_part,
     make_a_pool,
     set_up,
 )
@@ -86,7 +85,7 @@ def choose_for_images(
     found = image_encoder(encoder)
     sides = _sides([file.path for file in first.given])
     size = SIDE[device] if found is not None else _image_size(sides, device, choice)
-    choice.data |= {"size": size, "flip": flip}
+    choice.data |= {"size": size, "flip": flip, "num_validation": 0}
     why = (
         "as told"
         if flip
@@ -94,7 +93,7 @@ def choose_for_images(
     )
     choice.note("flip", str(flip).lower(), why)
     if found is not None:
-        choice.data |= {"normalise_by": normalisation(found.backbone), "num_validation": 0}
+        choice.data["normalise_by"] = normalisation(found.backbone)
         choice.note(
             "encoder",
             found.written[1]["name"],
@@ -108,7 +107,7 @@ def choose_for_images(
     set_up(module, choice)
     if module.levels is not None:
         choice.data["levels"] = [int(level) if level.is_integer() else level for level in module.levels]
-    kept = sum(len(module.sets[part]) for part in ("validation", "unlabeled")) * 3 * size**2 <= KEPT_BYTES
+    kept = len(module.sets["unlabeled"]) * 3 * size**2 <= KEPT_BYTES
     choice.data["num_workers"] = 0 if kept else max(1, free_cores() // 2)
     if found is not None:
         use_frozen(choice, found, module, device)
@@ -190,7 +189,7 @@ def image_recipe(choice: Choice, module: SSLData, split: Path, sizes: dict[str, 
         return frozen_recipe(choice, module, split, sizes)
     arguments = choice.data | {"split": str(split)}
     return f"""\
-# Images of {module.num_classes} classes, {sizes["labeled"] + sizes["validation"]} labels; UDA with per-example weights
+# Images of {module.num_classes} classes, {sizes["labeled"]} labels, all of which train; UDA with per-example weights
 # Written by `ssl-weighting init`. Start it with `ssl-weighting fit --config` and this file.
 {data_part("Images", arguments, sizes)}
     # flip: true if mirrored images keep their class, unlike letters, digits, left and right shoes
@@ -202,7 +201,9 @@ model:
   labeled_augmentation: # without it, few pictures are learned by heart, by their colours
     - class_path: ssl_weighting.augment.RandAugment
       init_args: {{policy: uda}}
-{influence_part(sizes["validation"])}
+  influence:
+    class_path: RelativeInfluence # compares with the labelled examples; the paper's: ExactLastLayer
+    init_args: {{damping: 0.1}}
   theta:
     optimizer:
       class_path: torch.optim.SGD
