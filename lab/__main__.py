@@ -17,7 +17,7 @@ usage: python -m lab COMMAND
 
   study FILE               a declared grid of runs, such as lab/studies/synthetic.yaml
   tables FOLDER --out DIR  tables and figures over a study's runs, or over folders of runs
-  bench NAME               speed and memory: influence, per-example-gradient, throughput, memory
+  bench NAME               speed and memory: influence, per-example-gradient, throughput, memory, features
 
 The scripts behind single figures: python -m lab.claims.NAME --help"""
 

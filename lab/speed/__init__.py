@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lab.speed import influence, memory, per_example_gradient, throughput
+from lab.speed import features, influence, memory, per_example_gradient, throughput
 
 BENCHMARKS: dict[str, Callable[[list[str]], int]] = {
     "influence": influence.main,
     "per-example-gradient": per_example_gradient.main,
     "throughput": throughput.main,
     "memory": memory.main,
+    "features": features.main,
 }
 
 
