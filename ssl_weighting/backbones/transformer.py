@@ -79,6 +79,11 @@ class Transformer(Backbone):
         if pooling == "mean" or missing:
             self.encoder.pooler = None  # an unused one would have no gradient
         if pooling == "bert" and getattr(self.encoder, "pooler", None) is None:
+            if frozen:
+                raise UserError(
+                    f"model.backbone.pooling=bert: {name} brings no pooler, and a frozen one would stay as it is drawn; "
+                    "give --model.backbone.pooling mean"
+                )
             dense = nn.Linear(self.feature_dim, self.feature_dim)
             self.initialise_head(dense.weight)
             nn.init.zeros_(dense.bias)
