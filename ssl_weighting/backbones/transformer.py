@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -13,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ssl_weighting.backbones.base import Backbone
+from ssl_weighting.backbones.pretrained import freeze_first_layers, last_layer, load_encoder
 from ssl_weighting.errors import UserError
-from ssl_weighting.files import not_loaded
 from ssl_weighting.protocols import Inputs
 
 BUCKET_SAVING = 0.05
@@ -68,7 +66,7 @@ class Transformer(Backbone):
         if layers is not None and layers < 1:
             raise UserError(f"model.backbone.layers={layers}: must be at least 1")
         self.encoder: Any
-        self.encoder, missing = _pretrained(os.path.expanduser(name), layers)
+        self.encoder, missing = load_encoder(name, layers, optional=("pooler",), attn_implementation="sdpa")
         config = self.encoder.config
         self.feature_dim = int(config.hidden_size)
         self.vocabulary_size = int(getattr(config, "vocab_size", 0))
@@ -89,18 +87,8 @@ class Transformer(Backbone):
             nn.init.zeros_(dense.bias)
             self.pooler = nn.Sequential(dense, nn.Tanh())
         self.dropout = nn.Dropout(dropout)
-        name, stack = _layers(self.encoder)
-        if not 0 <= frozen_layers < len(stack):
-            raise UserError(
-                f"model.backbone.frozen_layers={frozen_layers}: must be at least 0 and below {len(stack)}, the "
-                "encoder's number of layers"
-            )
-        if frozen_layers:
-            for own, parameter in self.encoder.named_parameters():
-                if own.startswith(f"{name}.{frozen_layers}."):
-                    break
-                parameter.requires_grad_(False)
-        self.last_block = _last_layer(self.encoder, name, len(stack))
+        freeze_first_layers(self.encoder, frozen_layers)
+        self.last_block = last_layer(self.encoder)
         self.train()  # from_pretrained leaves evaluation mode, and Lightning keeps modes as they are
 
     def initialise_head(self, weight: Tensor) -> None:
@@ -201,51 +189,3 @@ def buckets(lengths: np.ndarray, most: int) -> list[int]:
         sizes.append(int(ends[last] - starts[first]))
         last = first - 1
     return [int(ends[last]), *reversed(sizes)]
-
-
-def _pretrained(name: str, layers: int | None) -> tuple[Any, bool]:
-    """The encoder, and whether its pooler was not among the weights."""
-    from transformers import AutoModel  # slow to import
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        encoder, report = AutoModel.from_pretrained(
-            name,
-            trust_remote_code=False,
-            use_safetensors=True,
-            attn_implementation="sdpa",
-            dtype=torch.float32,
-            output_loading_info=True,
-            **({} if layers is None else {"num_hidden_layers": layers}),
-        )
-    except Exception as error:  # the libraries beneath raise whatever a damaged file makes of them
-        files = "config.json and a whole model.safetensors"
-        raise not_loaded("model.backbone.name", name, error, "encoder", files) from None
-    missing = [key for key in report["missing_keys"] if "pooler" not in key]
-    if missing:
-        hint = (
-            "give a whole encoder"
-            if layers is None
-            else f"is model.backbone.layers={layers} more than it has?"
-        )
-        raise UserError(
-            f"model.backbone.name={name}: its weights lack {missing[0]} and {len(missing) - 1} more; {hint}"
-        )
-    return encoder, any("pooler" in key for key in report["missing_keys"])
-
-
-def _layers(encoder: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The encoder's list of layers, the largest there is, with its name."""
-    lists = [(name, m) for name, m in encoder.named_modules() if isinstance(m, nn.ModuleList)]
-    return max(lists, key=lambda pair: sum(p.numel() for p in pair[1].parameters()))
-
-
-def _last_layer(encoder: nn.Module, layers: str, count: int) -> str:
-    """Regular expression for the parameters of the last layer and of all that follows it."""
-    names = [f"encoder.{n}" for n, _ in encoder.named_parameters()]
-    first = f"encoder.{layers}.{count - 1}."
-    following = names[next(i for i, n in enumerate(names) if n.startswith(first)) :]
-    others = sorted({n for n in following if not n.startswith(first)})
-    return "|".join([re.escape(first), *map(re.escape, others), r"pooler\."])
