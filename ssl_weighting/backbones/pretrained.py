@@ -122,6 +122,41 @@ def freeze_first_layers(encoder: nn.Module, count: int) -> None:
             parameter.requires_grad_(False)
 
 
+def add_lora(encoder: nn.Module, rank: int | None, first: int, frozen: bool) -> None:
+    """Train additions of low rank to the linear layers of the encoder's layers, and nothing else of it.
+
+    LoRA (Hu et al. 2022): W x + 2 B A x, A of shape (rank, in) drawn at random and B of shape (out, rank) zero.
+
+    Args:
+        encoder: Is changed.
+        rank: ``None`` for no such additions.
+        first: Layers before this one get none.
+        frozen: Whether the encoder is not to be trained at all.
+
+    Raises:
+        UserError: If the rank is none, or peft is not installed.
+    """
+    if rank is None:
+        return
+    option = f"model.backbone.lora_rank={rank}"
+    if rank < 1:
+        raise UserError(f"{option}: must be at least 1, or null for none")
+    if frozen:
+        raise UserError(f"{option}: has no effect on a frozen encoder; give --model.backbone.frozen false")
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError:
+        raise UserError(f"{option}: peft is not installed; pip install 'ssl-weighting[peft]'") from None
+    name, stack = layers_of(encoder)
+    targets = [
+        f"{name}.{number}.{own}"
+        for number in range(first, len(stack))
+        for own, layer in stack[number].named_modules()
+        if isinstance(layer, nn.Linear)
+    ]
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets), encoder)
+
+
 def layers_of(encoder: nn.Module) -> tuple[str, nn.ModuleList]:
     """The encoder's list of layers, the largest there is, with its name."""
     lists = [(name, m) for name, m in encoder.named_modules() if isinstance(m, nn.ModuleList)]

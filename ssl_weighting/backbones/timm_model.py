@@ -93,7 +93,8 @@ def _check_whole(folder: Path, model: nn.Module) -> None:
     missing = [name for name, p in model.named_parameters() if p.dim() > 1 and name not in there]
     if missing:
         raise UserError(
-            f"model.backbone.name={folder}: its weights lack {missing[0]} and {len(missing) - 1} more; give a whole network"
+            f"model.backbone.name={folder}: its weights lack {missing[0]} and {len(missing) - 1} more; give a whole "
+            "network"
         )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ssl_weighting.backbones.base import Backbone
-from ssl_weighting.backbones.pretrained import freeze_first_layers, last_layer, load_encoder
+from ssl_weighting.backbones.pretrained import add_lora, freeze_first_layers, last_layer, load_encoder
 from ssl_weighting.errors import UserError
 from ssl_weighting.protocols import Inputs
 
@@ -40,6 +40,8 @@ class Transformer(Backbone):
         max_buckets: Most groups that a batch is run in; 1 to pad all to the longest.
         frozen: Nothing of it is trained: see :class:`~ssl_weighting.backbones.base.Backbone`. Best with ``pooling:
             mean``.
+        lora_rank: Train of its layers additions of this rank alone (LoRA, Hu et al. 2022), which needs ``peft``: ``pip
+            install 'ssl-weighting[peft]'``. ``null`` trains all weights.
 
     Raises:
         UserError: If there is no such encoder, neither in a folder nor on the hub.
@@ -56,6 +58,7 @@ class Transformer(Backbone):
         frozen_layers: int = 0,
         max_buckets: int = 4,
         frozen: bool = False,
+        lora_rank: int | None = None,
     ) -> None:
         super().__init__()
         self.frozen = frozen
@@ -88,6 +91,7 @@ class Transformer(Backbone):
             self.pooler = nn.Sequential(dense, nn.Tanh())
         self.dropout = nn.Dropout(dropout)
         freeze_first_layers(self.encoder, frozen_layers)
+        add_lora(self.encoder, lora_rank, frozen_layers, frozen)
         self.last_block = last_layer(self.encoder)
         self.train()  # from_pretrained leaves evaluation mode, and Lightning keeps modes as they are
 

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssl_weighting.backbones.base import Backbone
 from ssl_weighting.backbones.pretrained import (
+    add_lora,
     freeze_first_layers,
     last_layer,
     load_config,
@@ -41,6 +42,8 @@ class VisionTransformer(Backbone):
         frozen: Nothing of it is trained: see :class:`~ssl_weighting.backbones.base.Backbone`.
         frozen_layers: So many of the first layers, and the embeddings, keep their pretrained weights.
         last_block: See :class:`~ssl_weighting.backbones.base.Backbone`; default: the last layer and what follows it.
+        lora_rank: Train of its layers additions of this rank alone (LoRA, Hu et al. 2022), which needs ``peft``: ``pip
+            install 'ssl-weighting[peft]'``. ``null`` trains all weights.
 
     Attributes:
         mean: A channel's, by which images were normalised when it was trained, from ``preprocessor_config.json``; empty
@@ -57,6 +60,7 @@ class VisionTransformer(Backbone):
         frozen: bool = False,
         frozen_layers: int = 0,
         last_block: str = "",
+        lora_rank: int | None = None,
     ) -> None:
         super().__init__()
         self.frozen = frozen
@@ -78,6 +82,7 @@ class VisionTransformer(Backbone):
         self.mean, self.std = (tuple(map(float, said.get(key) or ())) for key in ("image_mean", "image_std"))
         self.regroups = not any(isinstance(module, _BatchNorm) for module in self.encoder.modules())
         freeze_first_layers(self.encoder, frozen_layers)
+        add_lora(self.encoder, lora_rank, frozen_layers, frozen)
         self.last_block = rf"encoder\.(?:{last_block})" if last_block else last_layer(self.encoder)
         self.train()  # from_pretrained leaves evaluation mode, and Lightning keeps modes as they are
 
