@@ -50,6 +50,7 @@ def figures_of(folder: Path) -> dict[str, Any]:
     """The figures of a finished run.
 
     Errors are shares in [0, 1]; ``…_median`` is the median of the last 20 evaluations, absent where there were fewer.
+    ``labels_only_test_error`` is a linear probe's, on all labels, those that validate among them.
     ``worst_…`` are the pool's figures at the evaluation with the largest error of pseudo-labels since weights moved.
     ``seconds`` are those of training. There is no test error where the data have no test set.
 
@@ -58,7 +59,8 @@ def figures_of(folder: Path) -> dict[str, Any]:
     """
     run = Run(folder)
     curves, wanted = run.metrics, run.config["trainer"]["max_steps"]
-    steps = int(curves["validation/error"][0][-1]) if "validation/error" in curves else 0
+    followed = next((curves[f"{part}/error"] for part in reversed(PARTS) if f"{part}/error" in curves), None)
+    steps = 0 if followed is None else int(followed[0][-1])
     if steps < wanted:
         raise UserError(
             f"{folder}: the run is not finished, {steps} of {wanted} θ steps; "
@@ -72,8 +74,10 @@ def figures_of(folder: Path) -> dict[str, Any]:
         "validation": len(split["validation"]),
         "unlabeled": len(split["unlabeled"]),
         "steps": steps,
-        "evaluations": len(curves["validation/error"][0]),
+        "evaluations": 0 if followed is None else len(followed[0]),
     }
+    if "baseline/test_error" in curves:
+        figures["labels_only_test_error"] = float(curves["baseline/test_error"][1][-1])
     for part in PARTS:
         if f"{part}/error" in curves:
             errors = curves[f"{part}/error"][1]

@@ -25,6 +25,7 @@ POOL = {
     "own_auroc_weight": "λ, known against foreign classes",
     "own_auroc_confidence": "confidence, known against foreign classes",
 }
+PROBE = "labels_only_test_error"
 WIDE = 6
 Levels = tuple[tuple[str, str], ...]
 
@@ -171,6 +172,15 @@ def markdown(records: list[Record]) -> str:
                 "better).",
                 _table({cell: str(difference) for cell, difference in found.items()}, cells),
             ]
+    probes = {
+        cell: [100 * r.figures[PROBE] for r in mine if PROBE in r.figures] for cell, mine in cells.items()
+    }
+    if shown := {cell: str(spread(values)) for cell, values in probes.items() if values}:
+        parts += [
+            "## Labels only, all of them: test error of a linear probe, %\n\nOn the labels that train and those that "
+            "validate, without the pool.",
+            _table(shown, cells),
+        ]
     for name, title in POOL.items():
         areas = {cell: [r.figures[name] for r in mine if name in r.figures] for cell, mine in cells.items()}
         if shown := {cell: _area(values) for cell, values in areas.items() if values}:

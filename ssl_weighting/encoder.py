@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_weighting.backbones.base import Backbone
+from ssl_weighting.backbones.mlp import MLP
+from ssl_weighting.backbones.precomputed import Precomputed
 from ssl_weighting.checks import require
 from ssl_weighting.protocols import View
 
@@ -32,6 +34,7 @@ class FeatureOptions:
             every view is the example as it is, which suits methods that learn from the pool's shape.
         cache: Folder that features are kept in; default: ``ssl_weighting`` in the user's cache folder.
         batch_size: Examples that the encoder is given at once.
+        hidden: Units of layers between the features and the linear head, which train with it; none: the head alone.
         resize: Height and width that images are scaled to for the encoder, bicubic, after augmentation: for data sets of
             smaller images than it was trained on; ``null`` for none.
     """
@@ -39,17 +42,25 @@ class FeatureOptions:
     views: int = 2
     cache: Path | None = None
     batch_size: int = 64
+    hidden: tuple[int, ...] = ()
     resize: int | None = None
 
     def __post_init__(self) -> None:
         require("model.features.views", self.views, self.views >= 0, "must be at least 0")
         require("model.features.batch_size", self.batch_size, self.batch_size >= 1, "must be at least 1")
+        fine = all(units >= 1 for units in self.hidden)
+        require("model.features.hidden", list(self.hidden), fine, "must be at least 1 each")
         require(
             "model.features.resize",
             self.resize,
             self.resize is None or self.resize >= 8,
             "must be at least 8",
         )
+
+
+def trained_on(encoder: Encoder, hidden: tuple[int, ...]) -> Backbone:
+    """What is trained between a frozen encoder and the head: nothing, or some layers of ``hidden`` units."""
+    return MLP(encoder.feature_dim, hidden) if hidden else Precomputed(encoder.feature_dim)
 
 
 class Encoder(nn.Module):

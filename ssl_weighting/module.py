@@ -15,14 +15,13 @@ from torch.utils import _pytree as pytree
 from ssl_weighting import resumption
 from ssl_weighting.algorithms.base import Algorithm, Context
 from ssl_weighting.backbones.base import Backbone, Classifier
-from ssl_weighting.backbones.precomputed import Precomputed
 from ssl_weighting.checks import require
 from ssl_weighting.data.module import NO_TRAINER_PREDICT, SSLData
 from ssl_weighting.data.source import LabeledBatch
 from ssl_weighting.data.split import Split
 from ssl_weighting.distributed import averaged, process_count
 from ssl_weighting.ema import MovingAverage
-from ssl_weighting.encoder import Encoder, FeatureOptions
+from ssl_weighting.encoder import Encoder, FeatureOptions, trained_on
 from ssl_weighting.encoding import encode
 from ssl_weighting.errors import NonFiniteError, UserError
 from ssl_weighting.evaluation import Evaluation
@@ -94,7 +93,7 @@ class SSLModule(LightningModule):
             Encoder(backbone, features.resize) if backbone.frozen else None,
             features,
         )
-        backbone = Precomputed(backbone.feature_dim) if backbone.frozen else backbone
+        backbone = backbone if self.encoder is None else trained_on(self.encoder, features.hidden)
         self.model = Classifier(
             backbone, num_classes, symmetric_binary_head, algorithm.extra_heads, target_pass == "apart"
         )
@@ -161,7 +160,7 @@ class SSLModule(LightningModule):
         self.theta.finite.check()
         try:
             with torch.autocast(self.device.type, enabled=False):
-                self._log_now(self.weighting.step(self.model, objective, validation).numbers())
+                self.log_now(self.weighting.step(self.model, objective, validation).numbers())
         except NonFiniteError as error:
             if self.nonfinite == "stop":
                 raise at_step(error, self.global_step) from error
@@ -181,7 +180,7 @@ class SSLModule(LightningModule):
 
     def _skip(self) -> None:
         self.skipped += 1
-        self._log_now({"train/skipped": self.skipped})
+        self.log_now({"train/skipped": self.skipped})
 
     # ---- what the steps are made of -------------------------------------------------------------------------
 
@@ -233,7 +232,7 @@ class SSLModule(LightningModule):
         if not hasattr(self.weighting, "weights"):
             self.algorithm.prepare(data.num_unlabeled, self.num_classes)
             folder = self.directory or Path(self.trainer.default_root_dir)
-            self.weighting.allocate_in(folder, data.num_unlabeled, fits, self.trainer.strategy)
+            self.weighting.allocate_in(folder, self.split().unlabeled, fits, self.trainer.strategy)
         frozen: list[str] = []
         if self.encoder is not None:
             encode(self.encoder.to(device), self.views, self.features, device, self.trainer.strategy.barrier)
@@ -310,7 +309,7 @@ class SSLModule(LightningModule):
             f"{part}/{name}": v for part in seen for name, v in self._evaluation(part).compute().items()
         }
         self.log_dict(values, logger=False)  # for callbacks and for what trainer.test returns
-        self._log_now(values)
+        self.log_now(values)
 
     # ---- logs ---------------------------------------------------------------------------------------------
 
@@ -319,9 +318,9 @@ class SSLModule(LightningModule):
         if every and self.global_step % every == 0:
             self.theta.finite.check()
             rate = cast(LightningOptimizer, self.optimizers()).param_groups[0]["lr"]
-            self._log_now({"train/lr": rate, **done.numbers(objective)})
+            self.log_now({"train/lr": rate, **done.numbers(objective)})
 
-    def _log_now(self, values: dict[str, Any]) -> None:
+    def log_now(self, values: dict[str, Any]) -> None:
         """Means over the processes to all loggers, at the present θ step. Waits for the device, so not every step."""
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
         given = [torch.as_tensor(v, dtype=dtype, device=self.device).detach() for v in values.values()]

@@ -69,27 +69,71 @@ def fit_probe(features: np.ndarray, labels: np.ndarray) -> Probe:
     counts = np.bincount(labels)
     if len(counts) < 2 or not counts.all():
         raise UserError(f"labels: {counts.tolist()} of the classes; give at least one of each of two classes")
+    from scipy.special import softmax  # slow to import
+
     splits = list(folds_of(labels))
     if not splits:
         return Probe(_trained(features, labels, ALONE), ALONE, None, float("nan"), float("nan"))
-    best: tuple[float, float, np.ndarray] | None = None
-    for penalty in PENALTIES:
-        held_out = np.zeros((len(labels), len(counts)))
-        for rows, others in splits:
-            held_out[others] = _trained(features[rows], labels[rows], penalty).predict_proba(features[others])
-        loss = float(cross_entropy(held_out, labels).mean())
-        if best is None or loss < best[0]:
-            best = (loss, penalty, held_out)
-    assert best is not None
-    loss, penalty, held_out = best
-    error = float((held_out.argmax(1) != labels).mean())
-    return Probe(_trained(features, labels, penalty), penalty, held_out, error, loss)
+    within = _span(features)
+    held_out = np.zeros((len(PENALTIES), len(labels), len(counts)))
+    for rows, others in splits:
+        weights = np.zeros((len(counts), within.shape[1] + 1))
+        for number, penalty in reversed(
+            [*enumerate(PENALTIES)]
+        ):  # each begins where the last, stronger one ended
+            weights = _minimised(weights, within[rows], labels[rows], penalty)
+            held_out[number, others] = softmax(within[others] @ weights[:, :-1].T + weights[:, -1], 1)
+    losses = [float(cross_entropy(found, labels).mean()) for found in held_out]
+    best = int(np.argmin(losses))
+    error = float((held_out[best].argmax(1) != labels).mean())
+    classifier = _trained(features, labels, PENALTIES[best])
+    return Probe(classifier, PENALTIES[best], held_out[best], error, losses[best])
 
 
 def cross_entropy(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """−log p of the label, nats, (n,), of probabilities (n, C) and labels (n,)."""
     chosen = np.take_along_axis(probabilities, labels[:, None], 1)[:, 0]
     return np.asarray(-np.log(np.maximum(chosen, 1e-9)))
+
+
+def _span(features: np.ndarray) -> np.ndarray:
+    """Features (n, D) in coordinates (n, min(n, D)) of the span that they lie in, as a penalised head does; exact."""
+    n, width = features.shape
+    turned = np.linalg.qr(features.T.astype(np.float64))[1].T if n < width else features
+    return np.ascontiguousarray(turned, np.float64)
+
+
+def _minimised(start: np.ndarray, features: np.ndarray, labels: np.ndarray, penalty: float) -> np.ndarray:
+    """Head (C, d + 1), the bias last and without penalty, of least mean loss + penalty/2 · |W|².
+
+    Args:
+        start: Where to begin, (C, d + 1).
+        features: (n, d) float64.
+        labels: (n,) int64.
+        penalty: δ.
+    """
+    from scipy.optimize import minimize  # slow to import
+
+    rows, count = np.arange(len(labels)), len(labels)
+
+    def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        head = flat.reshape(start.shape)
+        logits = features @ head[:, :-1].T + head[:, -1]
+        logits -= logits.max(1, keepdims=True)
+        exponential = np.exp(logits)
+        total = exponential.sum(1)
+        loss = (np.log(total) - logits[rows, labels]).sum() / count
+        pull = exponential / total[:, None]
+        pull[rows, labels] -= 1
+        gradient = np.empty_like(head)
+        gradient[:, :-1] = pull.T @ features / count + penalty * head[:, :-1]
+        gradient[:, -1] = pull.sum(0) / count
+        return float(loss + penalty / 2 * np.square(head[:, :-1]).sum()), gradient.ravel()
+
+    found = minimize(
+        objective, start.ravel(), jac=True, method="L-BFGS-B", options={"gtol": 1e-4, "maxiter": 1000}
+    )
+    return np.asarray(found.x.reshape(start.shape))
 
 
 def _trained(features: np.ndarray, labels: np.ndarray, penalty: float) -> Any:

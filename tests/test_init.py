@@ -1,5 +1,6 @@
 """`init`: from somebody's data to a recipe and a split that run as they are."""
 
+import json
 import re
 from pathlib import Path
 
@@ -11,10 +12,10 @@ import yaml
 from command import words
 from made_up import write_films
 from PIL import Image
+from safetensors.torch import save_file
 
 from ssl_weighting.app.cli import main
-from ssl_weighting.app.init import images as init_images
-from ssl_weighting.app.init import timing
+from ssl_weighting.app.init import encoders, timing
 from ssl_weighting.app.runs import Run
 from ssl_weighting.data import read_split
 from ssl_weighting.data.images import Images
@@ -34,7 +35,8 @@ BUDGET = words(
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(init_images, "_pretrained_weights", lambda: False)
+    monkeypatch.setattr(encoders, "IMAGE_ENCODERS", ())  # nothing is looked for, here or on a hub
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     return tmp_path
 
@@ -178,25 +180,80 @@ def test_images_are_mirrored_only_if_told(here):
     assert recipe("flipped.yaml")["data"]["init_args"]["flip"] is True
 
 
-def test_large_images_take_a_pretrained_network_where_there_is_one(here, monkeypatch):
-    images(here / "labelled", names=("a1", "b1"), each=8, side=90)
-    monkeypatch.setattr(init_images, "_pretrained_weights", lambda: True)
-    monkeypatch.setattr(
-        init_images, "TorchvisionModel", lambda *_: init_images.SmallConvNet()
-    )  # not its weights
-    assert main(["init", "--images", "labelled"]) == 0
+def timm_folder(folder):
+    """An encoder of timm's smallest kind, not trained."""
+    timm = pytest.importorskip("timm")
+    model = timm.create_model("test_vit")
+    folder.mkdir()
+    save_file(
+        {name: value.contiguous() for name, value in model.state_dict().items()}, folder / "model.safetensors"
+    )
+    shown = {"mean": [0.5] * 3, "std": [0.5] * 3, "classifier": "head", "first_conv": "patch_embed.proj"}
+    arguments = {"img_size": 112}
+    config = {
+        "architecture": "test_vit",
+        "num_classes": 1000,
+        "pretrained_cfg": shown,
+        "model_args": arguments,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_with_an_encoder_every_label_trains_and_the_probe_stands_beside(here, capsys):
+    images(here / "labelled", names=("a1", "b1"), each=6)
+    images(here / "pool", names=("x",), each=20, seed=9)
+    images(here / "held out", names=("a1", "b1"), each=3, seed=3)
+    encoder = timm_folder(here / "encoder")
+    options = ["--unlabelled", "pool", "--test", "held out", "--encoder", str(encoder)]
+    assert main(["init", "--images", "labelled", *options]) == 0
+    said = re.sub(r"[│\s]+", " ", capsys.readouterr().out)
+    assert "every label trains" in said
+    assert "labels only" in said and "which the pool has to beat" in said
     written = recipe("labelled.yaml")
     assert written["model"]["backbone"] == {
-        "class_path": "TorchvisionModel",
-        "init_args": {"name": "resnet18", "weights": "DEFAULT"},
+        "class_path": "TimmModel",
+        "init_args": {"name": str(encoder), "pretrained": True, "frozen": True},
     }
-    assert written["data"]["init_args"]["normalise_by"] == "imagenet"
-    assert written["data"]["init_args"]["size"] == 64
+    data = written["data"]["init_args"]
+    assert (data["normalise_by"], data["size"], data["num_validation"]) == ("range", 112, 0)
+    assert (
+        main(["fit", "--config", "labelled.yaml", "--trainer.max_steps", "6", "--trainer.accelerator", "cpu"])
+        == 0
+    )
+    said = capsys.readouterr().out
+    for row in ("labels only (12, frozen features)", "with the pool", "handed over"):
+        assert row in said
+    (run,) = Path("runs/labelled").iterdir()
+    metrics = Run(run).metrics
+    assert metrics.keys() >= {
+        "baseline/error",
+        "baseline/test_error",
+        "pool/error",
+        "pool/share",
+        "test/error",
+    }
+    assert main(["test", str(run)]) == 0
+    assert f"{100 * metrics['test/error'][1][-1]:.2f} %" in capsys.readouterr().out
+    assert main(["predict", str(run), "--on", "pool"]) == 0
+
+
+def test_an_encoder_that_is_none_is_refused(here, capsys):
+    images(here / "labelled", names=("a1", "b1"))
+    (here / "empty").mkdir()
+    for given, message in (
+        ("empty", "config.json"),
+        ("./nowhere", "no such folder"),
+        ("resnet17", "did you mean"),
+    ):
+        assert main(["init", "--images", "labelled", "--encoder", given]) == 2
+        said = capsys.readouterr().err.strip()
+        assert f"--encoder {given}" in said and message in said and "\n" not in said
 
 
 def test_steps_fit_into_the_time(here, monkeypatch):
     images(here / "labelled", names=("a1", "b1"))
-    for seconds, expected in ((1e-6, timing.MOST["cpu"]), (1e6, timing.FEWEST["images"]), (0.156, 800)):
+    for seconds, expected in ((1e-6, timing.MOST["cpu"]), (1e6, timing.FEWEST), (0.156, 800)):
         monkeypatch.setattr(timing, "_seconds", lambda *_, s=seconds: s)
         assert main(["init", "--images", "labelled", "--out", f"r{expected}.yaml"]) == 0
         assert recipe(f"r{expected}.yaml")["trainer"]["max_steps"] == expected
@@ -206,8 +263,8 @@ def test_texts_to_predictions(here, tiny_bert, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(here / "cache"))
     write_films(Path("films.csv"), "up: yes", "down")
     assert main(["init", "--text", "films.csv", "--encoder", str(tiny_bert)]) == 0
-    frozen = recipe("films.yaml")["model"]["backbone"]["init_args"]["frozen_layers"]
-    assert ("frozen layers" in capsys.readouterr().out) == (frozen > 0)
+    assert recipe("films.yaml")["model"]["backbone"]["init_args"]["frozen"] is True
+    assert "which the pool has to beat" in re.sub(r"[│\s]+", " ", capsys.readouterr().out)
     assert main(["fit", "--config", "films.yaml", *BUDGET]) == 0
     assert main(["predict", "runs/films"]) == 0
     (run,) = Path("runs/films").iterdir()

@@ -132,6 +132,9 @@ class Algorithm(nn.Module, ABC):
             seen: The pool.
         """
 
+    def share(self, other: Algorithm) -> None:
+        """Take over what another instance found of the same pool and what no label had a part in; default: nothing."""
+
     def survey_due(self, context: Context) -> bool:
         """Whether the pool is to be looked at now, before the θ step that comes."""
         if not self.surveys or context.step >= context.total_steps:

@@ -44,6 +44,54 @@ def neighbour_graph(features: Tensor, neighbours: int, temperature: float) -> An
     return (root @ edges @ root).tocsr()
 
 
+def sample_of(size: int, labeled: Tensor, largest: int) -> Tensor:
+    """Rows to draw a graph on: all, or of very many an even sample that holds all labelled ones.
+
+    Args:
+        size: n.
+        labeled: (m,) int64, rows that have a label.
+        largest: Most rows; more only where more have a label.
+
+    Returns:
+        int64, rising.
+    """
+    if size <= largest:
+        return torch.arange(size)
+    others = torch.ones(size, dtype=torch.bool)
+    others[labeled] = False
+    rest = others.nonzero().flatten()
+    wanted = max(0, largest - len(labeled))
+    even = torch.linspace(0, len(rest) - 1, wanted).long() if wanted else rest[:0]
+    return torch.cat((labeled, rest[even])).sort().values
+
+
+def carried(features: Tensor, rows: Tensor, shares: Tensor, neighbours: int, temperature: float) -> Tensor:
+    """What those that are not in a graph take from their nearest in it: the mean, weighed as its edges are.
+
+    Args:
+        features: (n, D) float32, of all examples.
+        rows: (m,) int64, those in the graph.
+        shares: (m, C), what these have.
+        neighbours: k, how many are asked.
+        temperature: τ.
+
+    Returns:
+        (n, C) float32; those in the graph keep theirs. Costs n m D multiplications, a block at a time.
+    """
+    found = torch.empty(len(features), shares.shape[1])
+    unit = torch.nn.functional.normalize(features[rows].float(), dim=1)
+    size = max(1, BLOCK // len(rows))
+    for start in range(0, len(features), size):
+        some = torch.nn.functional.normalize(features[start : start + size].float(), dim=1)
+        value, column = (some @ unit.T).topk(min(neighbours, len(rows)), 1)
+        weight = ((value - value[:, :1]) / temperature).exp()
+        found[start : start + size] = (weight[..., None] * shares[column]).sum(1) / weight.sum(
+            1, keepdim=True
+        )
+    found[rows] = shares
+    return found
+
+
 def propagate(
     graph: Any, labeled: Tensor, labels: Tensor, num_classes: int, spread: float, rounds: int = 30
 ) -> Tensor:

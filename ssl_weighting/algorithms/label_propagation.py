@@ -18,7 +18,7 @@ from ssl_weighting.algorithms.base import (
     supervised_term,
     unlabeled_term,
 )
-from ssl_weighting.algorithms.graph import neighbour_graph, propagate
+from ssl_weighting.algorithms.graph import carried, neighbour_graph, propagate, sample_of
 from ssl_weighting.protocols import Model
 from ssl_weighting.terms import CROSS_ENTROPY, LossTerm
 
@@ -40,6 +40,8 @@ class LabelPropagation(Algorithm):
         temperature: τ.
         spread: α, in [0, 1): how far labels reach.
         coefficient: What the term on the pool is multiplied by.
+        largest: Most examples that the graph is drawn on, as its cost is their square: of more, an even sample, the
+            labelled ones among them, and every other example takes the mean of its nearest there.
         surveys: How many times the pool is looked at in a run, at even distances. With features that do not change, the
             first is enough.
     """
@@ -53,6 +55,7 @@ class LabelPropagation(Algorithm):
         temperature: float = 0.07,
         spread: float = 0.9,
         coefficient: float = 1.0,
+        largest: int = 20_000,
         surveys: int = 1,
     ) -> None:
         super().__init__()
@@ -62,7 +65,8 @@ class LabelPropagation(Algorithm):
         checks.require(
             f"{key}.surveys", surveys, surveys >= 1, "must be at least 1: the first makes the pseudo-labels"
         )
-        self.neighbours, self.spread, self.surveys = neighbours, spread, surveys
+        checks.require(f"{key}.largest", largest, largest >= 2, "must be at least 2")
+        self.neighbours, self.spread, self.surveys, self.largest = neighbours, spread, surveys, largest
         self.temperature = checks.positive(f"{key}.temperature", temperature)
         self.coefficient = checks.coefficient(f"{key}.coefficient", coefficient)
         self.views = {"weak": ("weak",)}
@@ -83,9 +87,19 @@ class LabelPropagation(Algorithm):
 
     def pseudo_labels(self, seen: Survey) -> Tensor:
         """q, (|U|, C), rows that sum to one."""
-        if self._drawn is None or not torch.equal(self._drawn[0], seen.features):  # a frozen network's stay
-            self._drawn = seen.features, neighbour_graph(seen.features, self.neighbours, self.temperature)
-        return propagate(self._drawn[1], seen.labeled, seen.labels, self.targets.shape[1], self.spread)
+        features, ties = seen.features, (self.neighbours, self.temperature)
+        rows = sample_of(len(features), seen.labeled, self.largest)
+        if self._drawn is None or not torch.equal(self._drawn[0], features):  # a frozen network's stay
+            self._drawn = features, neighbour_graph(features[rows], *ties)
+        labeled = torch.searchsorted(rows, seen.labeled)
+        shares = propagate(self._drawn[1], labeled, seen.labels, self.targets.shape[1], self.spread)
+        return shares if len(rows) == len(features) else carried(features, rows, shares, *ties)
+
+    def share(self, other: Algorithm) -> None:
+        """See :meth:`Algorithm.share`: the graph, where it is drawn alike."""
+        alike = ("neighbours", "temperature", "largest")
+        if isinstance(other, LabelPropagation) and all(getattr(self, x) == getattr(other, x) for x in alike):
+            self._drawn = other._drawn
 
     def loss_terms(
         self, model: Model, labeled: Labeled, unlabeled: Unlabeled, context: Context

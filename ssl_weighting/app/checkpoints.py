@@ -13,7 +13,7 @@ import yaml
 
 from ssl_weighting.app.runs import find_run
 from ssl_weighting.errors import UserError
-from ssl_weighting.files import home_path
+from ssl_weighting.files import home_path, whole_file
 
 KEY = "ssl_weighting"
 """What a checkpoint holds of ours, besides Lightning's."""
@@ -106,3 +106,16 @@ def open_checkpoint(path: Path, given: str) -> Saved:
     if not isinstance(content, dict) or KEY not in content:
         raise UserError(f"{given}: {path} was not written by this program; give the folder of a run")
     return Saved(path, content)
+
+
+def write_handed_over(path: Path, kept: dict[str, Any]) -> None:
+    """Make a checkpoint predict by a probe as well; a run that goes on from it trains what it trained.
+
+    Args:
+        path: The checkpoint; the one before it stays as it is.
+        kept: See :func:`ssl_weighting.app.baseline.handed_over`.
+    """
+    content = dict(open_checkpoint(path, str(path)).content)
+    content[KEY] = {**content[KEY], "handed_over": kept}
+    with whole_file(path) as partial:
+        torch.save(content, partial)

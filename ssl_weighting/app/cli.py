@@ -51,6 +51,12 @@ COMMANDS = {
     "weights": Entry("RUN --clean FILE", "which examples did harm", "ssl_weighting.app.export", "run"),
     "report": Entry("RUN", "a page (fit writes it too)", "ssl_weighting.app.report", "run"),
     "resume": Entry("RUN", "go on with a run that was stopped, exactly", "ssl_weighting.app.resume", "run"),
+    "refit": Entry(
+        "RUN",
+        "train again on all labels, with the weights that are learned",
+        "ssl_weighting.app.refit",
+        "run",
+    ),
     "predict": Entry(
         "RUN --on FOLDER|TABLE",
         "classes of new examples, no labels needed",

@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from torch import Tensor, nn
 from ssl_weighting.algorithms.base import Algorithm
 from ssl_weighting.algorithms.ensemble import Ensemble
 from ssl_weighting.app.bare_trainer import bare_trainer
+from ssl_weighting.app.heads import Axes, BoundedNewton
+from ssl_weighting.app.mixture import Mixture
 from ssl_weighting.backbones.precomputed import Precomputed
 from ssl_weighting.data.tensors import TensorData
 from ssl_weighting.influence import ExactLastLayer
@@ -31,8 +34,13 @@ from ssl_weighting.weighting import WeightingOptions
 
 POOL = -1
 """The label of an example of the pool, as in scikit-learn's semi-supervised classifiers."""
-LABELED, UNLABELED = 64, 448
+LABELED, UNLABELED = 512, 4096
 """Largest batches."""
+AXES = 256
+"""Principal axes of the features that heads are trained on with the pool."""
+DECAY, LARGEST = 1 / 1280, 2.0
+"""Weight decay of these heads for each standardised feature that there was, as logits grow with their number; and the
+largest λ."""
 UNKNOWNS = 6000
 """Most unknowns of a Hessian that is factorised at every Λ step: 288 MB, about a second."""
 
@@ -46,20 +54,25 @@ class SSLClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         model.predict(features)
         model.baseline_.error, model.used_pool_            # labels alone, cross-validated; did the pool help?
 
-    All labels train, none is kept aside: weights are learned on labelled examples, each left out in turn. The model
-    with the pool is kept where it beats the labels-only probe in cross-validation over the labels (by the loss), else
-    the probe is handed over.
+    All labels train, none is kept aside: weights are learned on labelled examples, each left out in turn. How far the
+    model with the pool is believed, and how far the labels-only probe, is told by cross-validation over the labels: of
+    mixtures of both, calibrated, the one of least loss. Where that is the probe alone, it is handed over as it is.
+    Heads are trained on the principal axes of the features, and in cross-validation with all weights 1.
 
     Args:
         encoder: Turns examples into features (n, D), such as a pretrained network; ``None`` where they are features.
         algorithm: Makes the SSL method; default :class:`~ssl_weighting.algorithms.ensemble.Ensemble`.
-        max_steps: θ steps.
+        max_steps: θ steps, each on the whole pool up to 4,096 examples.
         random_state: Seed of the batches.
+        learn_weights: Learn a weight for every example of the pool; else all are 1.
+        choose: Let the labels choose between the probe and the model with the pool; else it is the latter.
 
     Attributes:
         classes_: (C,), the classes.
         baseline_: The labels-only probe on all labels; see :class:`~ssl_weighting.probe.Probe`.
-        used_pool_: Whether predictions are those of the model with the pool.
+        pool_share_: How much of a prediction the model with the pool makes, from 0 to 1.
+        used_pool_: Whether it has a share.
+        mixture_: Of probe and model with the pool; ``None`` where nothing was to choose, or nothing to choose by.
         cross_validated_loss_: Mean loss, nats, of labelled examples by models with the pool that were trained without
             their fold; NaN where a class has a single label.
         weights_: (|U|,) float32, λ of the examples of the pool, in order; without a pool the probe is all there is.
@@ -69,11 +82,14 @@ class SSLClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self,
         encoder: Callable[[Any], Any] | None = None,
         algorithm: Callable[[], Algorithm] = Ensemble,
-        max_steps: int = 300,
+        max_steps: int = 40,
         random_state: int = 0,
+        learn_weights: bool = True,
+        choose: bool = True,
     ) -> None:
         self.encoder, self.algorithm = encoder, algorithm
         self.max_steps, self.random_state = max_steps, random_state
+        self.learn_weights, self.choose = learn_weights, choose
 
     def fit(self, X: Any, y: Any) -> SSLClassifier:  # noqa: N803
         """Train.
@@ -96,30 +112,47 @@ class SSLClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.deviation_[self.deviation_ < 1e-6] = 1.0
         features = self._standardised(features)
         self.baseline_ = fit_probe(features[known], labels[known])
-        self.learns_ = self._unknowns(features, labels) <= UNKNOWNS
-        if not self.learns_:
+        self.axes_ = Axes.of(features, AXES)
+        features = self.axes_(features)
+        fits = self._unknowns(features, labels) <= UNKNOWNS
+        self.learns_ = self.learn_weights and fits
+        if not fits and self.learn_weights:
             warnings.warn(
                 f"SSLClassifier: {len(self.classes_)} classes and {features.shape[1]} features are too many to learn "
                 "weights for: every example of the pool counts alike; give fewer features, such as those of a PCA",
                 stacklevel=2,
             )
         self.module_, self.weights_ = None, np.empty(0, np.float32)
-        self.cross_validated_loss_, self.used_pool_ = float("nan"), False
+        self.cross_validated_loss_, self.pool_share_ = float("nan"), 0.0
+        self.mixture_: Mixture | None = None
         if len(known) < len(labels):
-            self.module_ = self._trained(features, labels)
+            self.module_ = self._trained(features, labels, self.learns_)
             weights, _ = self.module_.weighting.known(torch.arange(len(labels)))
             self.weights_ = weights.float().numpy()[labels == POOL]
-            self.cross_validated_loss_ = self._cross_validated(features, labels, known)
-            self.used_pool_ = bool(self.cross_validated_loss_ < self.baseline_.loss)
+            self._choose(features, labels, known)
+        self.used_pool_ = self.pool_share_ > 0
         return self
 
     def predict_proba(self, X: Any) -> np.ndarray:  # noqa: N803
         """Class probabilities (n, C), float64, in the order of ``classes_``."""
         check_is_fitted(self)
         features = self._standardised(self._features(X, fitting=False))
-        if self.module_ is not None and self.used_pool_:
-            return _probabilities(self.module_, features)
-        return self.baseline_.probabilities(features)
+        if not self.used_pool_:
+            return self.baseline_.probabilities(features)
+        assert self.module_ is not None
+        pool = _probabilities(self.module_, self.axes_(features))
+        return pool if self.mixture_ is None else self.mixture_(self.baseline_.probabilities(features), pool)
+
+    def pool_probabilities(self, X: Any) -> np.ndarray:  # noqa: N803
+        """Class probabilities (n, C) by the model with the pool alone, whatever the labels chose.
+
+        Raises:
+            ValueError: If there was no pool.
+        """
+        check_is_fitted(self)
+        if self.module_ is None:
+            raise ValueError("SSLClassifier: there was no pool; give examples with label -1")
+        return _probabilities(self.module_, self.axes_(self._standardised(self._features(X, fitting=False))))
 
     def predict(self, X: Any) -> np.ndarray:  # noqa: N803
         """The likeliest class of each example, (n,)."""
@@ -141,21 +174,39 @@ class SSLClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _standardised(self, features: np.ndarray) -> np.ndarray:
         return np.asarray((features - self.mean_) / self.deviation_, np.float32)
 
-    def _cross_validated(self, features: np.ndarray, labels: np.ndarray, known: np.ndarray) -> float:
+    def _choose(self, features: np.ndarray, labels: np.ndarray, known: np.ndarray) -> None:
+        """How far to believe the model with the pool."""
+        if not self.choose:
+            self.pool_share_ = 1.0
+            return
+        held_out = self._held_out(features, labels, known)
+        if held_out is None or self.baseline_.held_out is None:
+            return
+        self.cross_validated_loss_ = float(cross_entropy(held_out, labels[known]).mean())
+        self.mixture_ = Mixture.of(self.baseline_.held_out, held_out, labels[known])
+        self.pool_share_ = self.mixture_.share
+
+    def _held_out(self, features: np.ndarray, labels: np.ndarray, known: np.ndarray) -> np.ndarray | None:
+        """Probabilities (n, C) of labelled examples by models with the pool that were trained without their fold."""
         held_out = np.zeros((len(known), len(self.classes_)))
         splits = list(folds_of(labels[known]))
         for _, others in splits:
             fewer = labels.copy()
             fewer[known[others]] = POOL
-            held_out[others] = _probabilities(self._trained(features, fewer), features[known[others]])
-        return float(cross_entropy(held_out, labels[known]).mean()) if splits else float("nan")
+            held_out[others] = _probabilities(
+                self._trained(features, fewer, learns=False), features[known[others]]
+            )
+        return held_out if splits else None
 
     def _unknowns(self, features: np.ndarray, labels: np.ndarray) -> int:
         """Of the last layer's Hessian over a batch, which lies in the span of its examples and the bias."""
         return int(len(self.classes_) * min(features.shape[1] + 1, sum(_batch_sizes(labels))))
 
-    def _trained(self, features: np.ndarray, labels: np.ndarray) -> SSLModule:
+    def _trained(self, features: np.ndarray, labels: np.ndarray, learns: bool) -> SSLModule:
         labeled, unlabeled = _batch_sizes(labels)
+        algorithm = self.algorithm()
+        if self.module_ is not None:
+            algorithm.share(self.module_.algorithm)
         data = TensorData(
             torch.from_numpy(features),
             torch.from_numpy(labels),
@@ -163,6 +214,7 @@ class SSLClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             num_validation=0,
             labeled_batch_size=labeled,
             unlabeled_batch_size=unlabeled,
+            evaluation_batch_size=UNLABELED,
             split_seed=self.random_state,
         )
         with _quiet(), isolate_rng():
@@ -171,28 +223,36 @@ class SSLClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             module = SSLModule(
                 len(self.classes_),
                 Precomputed(features.shape[1]),
-                self.algorithm(),
+                algorithm,
                 ExactLastLayer(damping="reference_code", max_dense=UNKNOWNS),
                 WeightingOptions(
-                    kind="per_example" if self.learns_ else "fixed",
-                    inner_steps=max(1, self.max_steps // 10),
+                    kind="per_example" if learns else "fixed",
+                    inner_steps=max(1, self.max_steps // 6),
                     warmup_steps=self.max_steps // 3,
-                    bounds=(0.0, 2.0),
+                    lr=0.1,
+                    bounds=(0.0, LARGEST),
                 ),
-                ThetaOptions(_optimizer, decay_all=True, ema_decay=0.9),
+                ThetaOptions(self._optimizer(features, labels), decay_all=True, ema_decay=0.0),
             )
             bare_trainer(self.max_steps, "cpu").fit(module, data)
         module.trainer = None  # which holds the data
         return module.eval()
 
+    def _optimizer(self, features: np.ndarray, labels: np.ndarray) -> Callable[[Any], torch.optim.Optimizer]:
+        pool = torch.from_numpy(features)
+        scale = 0.5 if len(self.classes_) == 2 else 1.0
+        return partial(
+            BoundedNewton,
+            labeled=pool[torch.from_numpy(labels != POOL)],
+            pool=pool,
+            decay=DECAY * len(self.mean_),
+            bound=LARGEST,
+            scale=scale,
+        )
+
 
 def _batch_sizes(labels: np.ndarray) -> tuple[int, int]:
     return min(int((labels != POOL).sum()), LABELED), min(len(labels), UNLABELED)
-
-
-def _optimizer(parameters: Any) -> torch.optim.Optimizer:
-    """Heads on standardised features are convex and small: a strong decay, and momentum."""
-    return torch.optim.SGD(parameters, lr=0.01, momentum=0.9, nesterov=True, weight_decay=0.1)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from ssl_weighting.app.baseline import Verdict, check_can_choose, hand_over, handed_over, judge, untrained
 from ssl_weighting.app.callbacks import (
     DecisionBoundary,
     MetricsCsv,
@@ -31,6 +32,7 @@ from ssl_weighting.app.callbacks import (
     progress_callback,
 )
 from ssl_weighting.app.callbacks.wandb_dashboard import finish_wandb_runs, name_wandb_run
+from ssl_weighting.app.checkpoints import write_handed_over
 from ssl_weighting.app.configurations import differences, share_encoder_name, summarised
 from ssl_weighting.app.dashboard import has_wandb_key
 from ssl_weighting.app.launch import agreed, explained, locked, on_one_line, release
@@ -106,6 +108,7 @@ class CLI(LightningCLI):
         self.typed = typed_options(args)
         self.directory: Path | None = None
         self.configuration = ""
+        self.untrained: SSLModule | None = None
         super().__init__(
             SSLModule,
             SSLData,
@@ -134,6 +137,13 @@ class CLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Our own options, and what the model takes from the data."""
         parser.add_argument("--runs", type=str, default="runs", help="Folder that run folders go into.")
+        parser.add_argument(
+            "--baseline",
+            type=Literal["none", "probe", "choose"],
+            default="probe",
+            help="Beside the result, a linear probe on all labels and nothing else; choose: hand it over where the model "
+            "with the pool does not beat it in cross-validation (with a frozen backbone and data.num_validation=0).",
+        )
         parser.add_lightning_class_args(RunFiles, "checkpoint")
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
         (precision,) = (action for action in parser._actions if action.dest == "trainer.precision")
@@ -211,6 +221,9 @@ class CLI(LightningCLI):
             self.datamodule.split_file = kept if kept.is_file() else self.datamodule.split_file
         self.datamodule.prepare_data()
         self.datamodule.setup("fit")
+        if self.config.fit.baseline == "choose":
+            check_can_choose(self.model, self.datamodule, self.config.fit.trainer.devices)
+            self.untrained = untrained(self.model)
         if is_first_process():
             print(said_threads(), flush=True)
 
@@ -229,14 +242,28 @@ class CLI(LightningCLI):
         if self.trainer.interrupted:
             raise KeyboardInterrupt
         assert self.directory is not None
+        verdict = self._judged(self.directory / "checkpoints" / "last.ckpt")
         self.trainer.validate(self.model, self.datamodule, verbose=False)
         if self.datamodule.has_test:
             self.trainer.test(self.model, self.datamodule, verbose=False)
         weights, statistics = self.model.weighting.known(self.model.weighting.sampled())
         if self.trainer.is_global_zero:
             page = write_page(Run(self.directory), self.datamodule)
-            print_summary(self.model, weights, statistics, self.directory, page)
+            print_summary(self.model, weights, statistics, self.directory, page, verdict)
         finish_wandb_runs(self.trainer)
+
+    def _judged(self, checkpoint: Path) -> Verdict | None:
+        """The labels-only probe; where it is the better one and may be handed over, the checkpoint predicts by it."""
+        if self.config.fit.baseline == "none" or not self.trainer.is_global_zero:
+            return None
+        steps, precision = self.trainer.max_steps, self.config.fit.trainer.precision
+        verdict = judge(self.model, self.datamodule, self.untrained, steps, precision)
+        if verdict is not None:
+            self.model.log_now(verdict.numbers())
+            if (kept := handed_over(verdict)) is not None:
+                write_handed_over(checkpoint, kept)
+                hand_over(self.model, kept)
+        return verdict
 
 
 def run(argv: list[str]) -> Path | None:

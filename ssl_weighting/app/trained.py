@@ -15,6 +15,7 @@ from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from ssl_weighting.app.baseline import hand_over
 from ssl_weighting.app.checkpoints import Saved, find_checkpoint, open_checkpoint
 from ssl_weighting.app.configurations import differences, share_encoder_name
 from ssl_weighting.app.parser import Parser
@@ -248,6 +249,8 @@ def _load_average(module: SSLModule, saved: Saved) -> None:
         module.ema.load_state_dict(state)
         if module.encoder is not None:
             module.encoder.load_state_dict(encoder)
+        if saved.own.get("handed_over"):
+            hand_over(module, saved.own["handed_over"])
     except RuntimeError as error:
         raise UserError(
             f"model.backbone={type(module.model.backbone).__name__}: does not fit the checkpoint {saved.path} "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from ssl_weighting.checks import require
@@ -28,6 +29,8 @@ class WeightingOptions:
         bias_correction: M-Adam's: ``global`` as Alg. 2 is printed, ``per_example`` as in the authors' code.
         init: Initial λ (App. E: 1; 5 for UDA with 250 labels). From 0, an example has to earn its weight before it is
             learned from.
+        weights: A run's ``weights.parquet``, of the same unlabelled examples, that λ begin from instead of ``init``; with
+            ``kind: fixed`` they stay there, as in `ssl-weighting refit`.
         bounds: Smallest and largest λ. The paper: above 0; the authors' code: 0 to 2.
         update_masked: Also move examples whose loss is masked out in the batch, by the influence that they would have
             unmasked. The paper's Alg. 2 leaves them, the authors' code moves them.
@@ -48,6 +51,7 @@ class WeightingOptions:
     optimizer: WeightOptimizer = "masked_adam"
     bias_correction: BiasCorrection = "global"
     init: float = 1.0
+    weights: Path | None = None
     bounds: tuple[float, float] = (0.0, float("inf"))
     update_masked: bool = False
     storage: Storage = "memory"

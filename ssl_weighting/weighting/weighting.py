@@ -17,11 +17,14 @@ from ssl_weighting.influence import Influence
 from ssl_weighting.protocols import Network
 from ssl_weighting.terms import LossTerm, Objective
 from ssl_weighting.weighting.options import WeightingOptions
+from ssl_weighting.weighting.parquet import read_weights
 from ssl_weighting.weighting.row_file import RowFile, open_rows
 from ssl_weighting.weighting.rules import MOMENTS, Rule, make_rule
 from ssl_weighting.weighting.stats import COLUMNS, ExampleStats, Statistics, predictions_of
 from ssl_weighting.weighting.table import Column, Table, defaults_of
 
+CHUNK = 2**20
+"""Rows that are set at once."""
 SAMPLE = 2**20
 """Most unlabelled examples that statistics look at: of more, an even sample is taken."""
 
@@ -99,6 +102,12 @@ class ExampleWeights(Table):
         (weights,) = self.read(rows, "values")
         return weights if self.file is None else weights.clamp(*self.bounds)
 
+    def begin(self, values: Tensor) -> None:
+        """Set all weights, (size,) float32 or (1,) where they are one."""
+        every = torch.arange(len(values))
+        for some in torch.split(every, CHUNK):
+            self.update(some, ["values"], lambda _: [values[some].clamp(*self.bounds)])  # noqa: B023
+
     @torch.no_grad()
     def step(self, rows: Tensor, gradient: Tensor, examples: int | None = None) -> None:
         """Move rows (B,) against ``gradient`` (B,); rows named twice have theirs summed.
@@ -165,20 +174,24 @@ class Weighting(nn.Module):
         """Where rows are kept if not in memory."""
         return self.stats.file
 
-    def allocate_in(self, folder: Path, size: int, fits: bool, strategy: Strategy) -> None:
+    def allocate_in(self, folder: Path, unlabeled: Tensor, fits: bool, strategy: Strategy) -> None:
         """Rows for all unlabelled examples; those on the disk are the run's own, and a checkpoint holds none of them.
 
         Args:
             folder: The run's.
-            size: |U|.
+            unlabeled: (|U|,) int64, the unlabelled examples' rows in the data set.
             fits: Whether they are learned now.
             strategy: Of the trainer, whose processes share a file.
         """
+        size = len(unlabeled)
         if self.options.storage != "disk":
             self.allocate(size)
         else:
             defaults = row_defaults(self.options.init)
             self.allocate(size if fits else 0, open_rows(folder, size, defaults, strategy) if fits else None)
+        if fits and self.options.weights is not None:
+            values = read_weights(self.options.weights, unlabeled)
+            self.weights.begin(values if self.options.kind != "single" else values.mean()[None])
 
     def allocate(self, size: int, file: RowFile | None = None) -> None:
         """Make room for |U| rows; does nothing the second time."""

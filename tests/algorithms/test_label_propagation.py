@@ -8,7 +8,7 @@ import torch
 
 from ssl_weighting.algorithms.base import Context, Survey
 from ssl_weighting.algorithms.ensemble import Ensemble
-from ssl_weighting.algorithms.graph import neighbour_graph, propagate
+from ssl_weighting.algorithms.graph import carried, neighbour_graph, propagate, sample_of
 from ssl_weighting.algorithms.label_propagation import LabelPropagation
 from ssl_weighting.app.bare_trainer import bare_trainer
 from ssl_weighting.backbones.precomputed import Precomputed
@@ -31,6 +31,30 @@ def survey(features, labels, labeled, step=0, probabilities=None):
     return Survey(
         features, uniform if probabilities is None else probabilities, labeled, labels[labeled], step
     )
+
+
+def test_of_very_many_a_sample_makes_the_graph_and_the_others_ask_their_nearest(monkeypatch):
+    features, labels = clusters(300)
+    labeled = torch.tensor([3, 7, 8, 290, 293, 295])
+    rows = sample_of(300, labeled, 60)
+    assert len(rows) == 60 and torch.isin(labeled, rows).all() and (rows.diff() > 0).all()
+    assert sample_of(300, labeled, 300).equal(torch.arange(300))
+    shares = torch.rand(60, 3, generator=torch.Generator().manual_seed(1))
+    monkeypatch.setattr("ssl_weighting.algorithms.graph.BLOCK", 60 * 7)  # several blocks
+    found = carried(features, rows, shares, 4, 0.07)
+    unit = (features / features.norm(dim=1, keepdim=True)).double()
+    for i in {*range(300)} - {*rows.tolist()}:
+        nearest = sorted(range(60), key=lambda j, i=i: -float(unit[i] @ unit[rows[j]]))[:4]
+        weight = torch.stack([((unit[i] @ unit[rows[j]] - 1) / 0.07).exp() for j in nearest])
+        expected = (weight[:, None] * shares[nearest].double()).sum(0) / weight.sum()
+        torch.testing.assert_close(found[i].double(), expected, rtol=1e-4, atol=1e-6)
+    assert found[rows].equal(shares)
+    whole, sampled = (LabelPropagation(largest=n) for n in (300, 60))
+    for method in (whole, sampled):
+        method.prepare(300, 3)
+        method.survey(survey(features, labels, labeled))
+    right = [(method.targets.argmax(1) == labels).float().mean() for method in (whole, sampled)]
+    assert min(right) > 0.95
 
 
 def test_propagation_agrees_with_dense_algebra():

@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 
 from ssl_weighting.app.init.choice import Choice, said_once, tell
+from ssl_weighting.app.init.frozen import frozen_recipe
 from ssl_weighting.app.init.images import choose_for_images, image_recipe
-from ssl_weighting.app.init.text import ENCODERS, choose_for_texts, text_recipe
+from ssl_weighting.app.init.text import ENCODERS, choose_for_texts
 from ssl_weighting.data.module import SSLData
 from ssl_weighting.data.split import write_split
 from ssl_weighting.data.tables import table_ending
@@ -76,14 +77,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--encoder",
         type=os.path.expanduser,
-        help="text: name on the Hugging Face hub, or folder, of the encoder",
+        help="a pretrained encoder: folder, or name on the Hugging Face hub; images: of torchvision or timm too",
     )
     parser.add_argument("--out", type=home_path, metavar="RECIPE", help="default: the data's name, .yaml")
     options = parser.parse_args(argv)
     if options.text and options.unlabelled:
         parser.error("--unlabelled is for images; in a table of texts, leave the pool's labels empty")
-    if options.images and options.encoder:
-        parser.error("--encoder is for texts")
     if options.images and options.text_column:
         parser.error("--text-column is for texts")
     if options.text and options.path_column:
@@ -103,7 +102,7 @@ def main(argv: list[str]) -> int:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     columns = {name: getattr(options, name) for name in ("text_column", "path_column", "label_column")}
     choice, module = _chosen(options, source, columns, device)
-    body = image_recipe if options.images else text_recipe
+    body = image_recipe if options.images else frozen_recipe
     assert module.split is not None
     sizes = {part: len(module.sets[part]) for part in ("labeled", "validation", "unlabeled")}
     text = body(choice, module, split.resolve(), sizes)
@@ -124,7 +123,13 @@ def _chosen(
         try:
             if options.images:
                 choice, module = choose_for_images(
-                    source, options.unlabelled, options.test, columns, options.flip, device
+                    source,
+                    options.unlabelled,
+                    options.test,
+                    columns,
+                    options.flip,
+                    device,
+                    options.encoder,
                 )
             else:
                 choice, module = choose_for_texts(

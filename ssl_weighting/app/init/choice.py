@@ -84,21 +84,31 @@ def set_up(module: SSLData, choice: Choice) -> None:
     listed = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
     choice.note("classes", module.num_classes, listed)
     choice.note("labelled", found["labeled"], "to train on")
-    per_class = module.sets["validation"].labels.bincount(minlength=module.num_classes)
-    few = [name for name, count in zip(names, per_class.tolist(), strict=False) if count < 3]
-    why = "labels kept aside, which the weights are learned on"
-    choice.note(
-        "validation",
-        found["validation"],
-        why + (f"; fewer than 3 for {', '.join(few[:5])}: label more" if few else ""),
-    )
+    _note_validation(module, choice)
     choice.note(
         "unlabelled", found["unlabeled"], "the pool, each with a weight; labelled examples among them"
     )
-    without = (
-        "none given: the validation error is all there is, and it is too kind, the weights were learned on it"
-    )
+    without = "none given: the cross-validated error is all there is"
+    if found["validation"]:
+        without = (
+            "none given: the validation error is all there is, and too kind, the weights were learned on it"
+        )
     choice.note("test", found.get("test", 0), "tested once, at the end" if "test" in found else without)
+
+
+def _note_validation(module: SSLData, choice: Choice) -> None:
+    """Say how many labels are kept aside, and where that is too few for a class."""
+    if not len(module.sets["validation"]):
+        choice.note("validation", 0, "every label trains: weights are learned on them, each left out in turn")
+        return
+    per_class = module.sets["validation"].labels.bincount(minlength=module.num_classes)
+    few = [name for name, count in zip(module.class_names, per_class.tolist(), strict=False) if count < 3]
+    why = "labels kept aside, which the weights are learned on"
+    choice.note(
+        "validation",
+        len(module.sets["validation"]),
+        why + (f"; fewer than 3 for {', '.join(few[:5])}: label more" if few else ""),
+    )
 
 
 def said_once(said: Sequence[warnings.WarningMessage]) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import socket
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,11 +20,12 @@ from ssl_weighting.app.init.choice import (
     set_up,
 )
 from ssl_weighting.app.init.columns import LABELS, PATHS, choose_columns
+from ssl_weighting.app.init.encoders import SIDE, image_encoder, normalisation
+from ssl_weighting.app.init.frozen import frozen_recipe, use_frozen
 from ssl_weighting.app.init.timing import choose_steps
 from ssl_weighting.app.threads import free_cores
 from ssl_weighting.backbones.base import Backbone
 from ssl_weighting.backbones.conv import SmallConvNet
-from ssl_weighting.backbones.torchvision_model import TorchvisionModel
 from ssl_weighting.backbones.wide_resnet import WideResNet
 from ssl_weighting.data.image_reading import say
 from ssl_weighting.data.module import SSLData
@@ -49,6 +49,7 @@ def choose_for_images(
     columns: Mapping[str, str | None],
     flip: bool,
     device: str,
+    encoder: str | None = None,
 ) -> tuple[Choice, SSLData]:
     """Look at somebody's images.
 
@@ -59,12 +60,13 @@ def choose_for_images(
         columns: Names of a table's columns by option, as far as they were given.
         flip: Whether a mirrored image keeps its class.
         device: ``cpu`` or ``cuda``.
+        encoder: Folder or name of a pretrained encoder; ``None`` for the best that is to be had, or none.
 
     Returns:
         The choices, and the data set as the recipe will have it, split.
 
     Raises:
-        UserError: If the images are of no use.
+        UserError: If the images are of no use, or there is no such encoder.
     """
     from ssl_weighting.data.images import KEPT_BYTES, Images
 
@@ -81,8 +83,9 @@ def choose_for_images(
     )
     named = {key: choice.data[key] for key in ("path_column", "label_column") if key in choice.data}
     first = Images(source, pool, test, **named)
+    found = image_encoder(encoder)
     sides = _sides([file.path for file in first.given])
-    size, pretrained = _image_size(sides, device, choice)
+    size = SIDE[device] if found is not None else _image_size(sides, device, choice)
     choice.data |= {"size": size, "flip": flip}
     why = (
         "as told"
@@ -90,8 +93,14 @@ def choose_for_images(
         else "a mirrored 2 is no 2; --flip if a mirrored image keeps its class, as of animals"
     )
     choice.note("flip", str(flip).lower(), why)
-    if pretrained:
-        choice.data["normalise_by"] = "imagenet"
+    if found is not None:
+        choice.data |= {"normalise_by": normalisation(found.backbone), "num_validation": 0}
+        choice.note(
+            "encoder",
+            found.written[1]["name"],
+            "frozen; as given" if encoder else "frozen; the best to be had",
+        )
+        choice.note("size", size, f"what such encoders see well on a {device.upper()}")
     labels = first.distinct_labels()
     if not (labels == -1).any():
         make_a_pool(choice, labels[labels >= 0], "--unlabelled DIR", given=pool is not None)
@@ -101,13 +110,14 @@ def choose_for_images(
         choice.data["levels"] = [int(level) if level.is_integer() else level for level in module.levels]
     kept = sum(len(module.sets[part]) for part in ("validation", "unlabeled")) * 3 * size**2 <= KEPT_BYTES
     choice.data["num_workers"] = 0 if kept else max(1, free_cores() // 2)
-    backbone = _image_backbone(choice, pretrained, device)
+    if found is not None:
+        use_frozen(choice, found, module, device)
+        return choice, module
+    backbone = _image_backbone(choice, device)
     labeled, unlabeled = (32, 64) if device == "cpu" else (64, 320)
-    if pretrained:
-        labeled, unlabeled = labeled // 2, unlabeled // 2
     choice.data |= {"labeled_batch_size": labeled, "unlabeled_batch_size": unlabeled}
     images = torch.rand(labeled + 2 * unlabeled, 3, size, size)
-    choose_steps(choice, backbone, images, device, "images")
+    choose_steps(choice, backbone, images, device)
     return choice, module
 
 
@@ -150,58 +160,35 @@ def _sides(paths: list[str]) -> list[int]:
     return sides or [32]
 
 
-def _image_size(sides: list[int], device: str, choice: Choice) -> tuple[int, bool]:
-    """Pixels a side, and whether a pretrained network is to be had and of use."""
+def _image_size(sides: list[int], device: str, choice: Choice) -> int:
+    """Pixels a side for a network that is trained from scratch."""
     side = int(statistics.median(sides))
-    if side >= 64 and _pretrained_weights():
-        size = 64 if device == "cpu" else 128 if side < 200 else 224
-        choice.note(
-            "size", size, f"images of about {side} pixels, a pretrained network, and a {device.upper()}"
-        )
-        return size, True
     largest = 24 if device == "cpu" else 32 if side < 48 else 64
     size = min(largest, max(8, side // 2 * 2))
     why = f"images of about {side} pixels"
     choice.note(
         "size", size, why if size >= side - 1 else f"{why}; small ones train in minutes on a {device.upper()}"
     )
-    return size, False
+    return size
 
 
-def _pretrained_weights() -> bool:
-    """Whether ResNet-18's weights lie in torch's cache, or can be downloaded now (45 MB)."""
-    from torchvision.models import ResNet18_Weights
-
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(10)
-    try:
-        ResNet18_Weights.DEFAULT.get_state_dict(progress=True, check_hash=True, weights_only=True)
-    except (OSError, RuntimeError):
-        return False
-    finally:
-        socket.setdefaulttimeout(before)
-    return True
-
-
-def _image_backbone(choice: Choice, pretrained: bool, device: str) -> Backbone:
-    if pretrained:
-        choice.backbone = ("TorchvisionModel", {"name": "resnet18", "weights": "DEFAULT"})
-        choice.note("network", "ResNet-18", "pretrained on ImageNet; the weights are there")
-        return TorchvisionModel("resnet18", "DEFAULT")
+def _image_backbone(choice: Choice, device: str) -> Backbone:
+    missing = "no pretrained encoder is to be had; --encoder FOLDER|NAME with one is far better and done in a minute"
     if device == "cuda":
         choice.backbone = ("WideResNet", {"batchnorm_momentum": 0.1})
-        choice.note("network", "WRN-28-2", "the semi-supervised papers' network, on a GPU")
+        choice.note("network", "WRN-28-2", f"trained from scratch: {missing}")
         return WideResNet(batchnorm_momentum=0.1)
     channels = (16, 32, 64, 128)
     choice.backbone = ("SmallConvNet", {"channels": channels})
-    choice.note("network", "SmallConvNet", "trains from scratch in minutes on a CPU")
+    choice.note("network", "SmallConvNet", f"trained from scratch: {missing}")
     return SmallConvNet(channels=channels)
 
 
 def image_recipe(choice: Choice, module: SSLData, split: Path, sizes: dict[str, int]) -> str:
     """The text of a recipe for images."""
+    if choice.backbone[1].get("frozen"):
+        return frozen_recipe(choice, module, split, sizes)
     arguments = choice.data | {"split": str(split)}
-    rate = 0.01 if "weights" in choice.backbone[1] else 0.03
     return f"""\
 # Images of {module.num_classes} classes, {sizes["labeled"] + sizes["validation"]} labels; UDA with per-example weights
 # Written by `ssl-weighting init`. Start it with `ssl-weighting fit --config` and this file.
@@ -219,7 +206,7 @@ model:
   theta:
     optimizer:
       class_path: torch.optim.SGD
-      init_args: {{lr: {rate}, momentum: 0.9, nesterov: true, weight_decay: 0.0005}}
+      init_args: {{lr: 0.03, momentum: 0.9, nesterov: true, weight_decay: 0.0005}}
     ema_decay: 0.95 # short runs want a short memory
   # The weights λ: a short run visits each example only some ten times, so they move often and far.
   weighting:

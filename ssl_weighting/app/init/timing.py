@@ -14,20 +14,20 @@ from ssl_weighting.precision import has_bfloat16
 
 SECONDS = {"cpu": 200.0, "cuda": 600.0}
 """What a run may take."""
-FEWEST, MOST = {"images": 600, "text": 200}, {"cpu": 1000, "cuda": 20_000}
+FEWEST, MOST = 600, {"cpu": 1000, "cuda": 20_000}
 """θ steps."""
-WHOLE = {"images": 1.6, "text": 2.8}
-"""Time of training ÷ that of a step's passes: Λ steps, views, optimiser; partly frozen encoders spend it on forwards."""
+WHOLE = 1.6
+"""Time of training ÷ that of a step's passes: Λ steps, views, optimiser."""
 
 
-def choose_steps(choice: Choice, backbone: Backbone, inputs: Any, device: str, kind: str) -> None:
+def choose_steps(choice: Choice, backbone: Backbone, inputs: Any, device: str) -> None:
     """As many θ steps as the time allows, by timing the network on one step's examples in ``precision: auto``."""
     seconds = _seconds(backbone.to(device).train(), _on(inputs, device), device)
-    each = WHOLE[kind] * seconds
-    steps = min(MOST[device], max(FEWEST[kind], int(SECONDS[device] / each) // 50 * 50))
+    each = WHOLE * seconds
+    steps = min(MOST[device], max(FEWEST, int(SECONDS[device] / each) // 50 * 50))
     choice.steps = steps
     choice.note(
-        "max_steps", steps, f"a step takes some {each:.2g} s here, the whole about {_minutes(steps * each)}"
+        "max_steps", steps, f"a step takes some {each:.2g} s here, the whole about {minutes(steps * each)}"
     )
 
 
@@ -51,5 +51,6 @@ def _seconds(network: nn.Module, inputs: Any, device: str) -> float:
     return min(once() for _ in range(2))
 
 
-def _minutes(seconds: float) -> str:
+def minutes(seconds: float) -> str:
+    """Seconds as people say them."""
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} minutes"

@@ -23,6 +23,7 @@ def tiles(run: Run) -> list[tuple[str, str]]:
     for key, name in (("test/error", "test error"), ("validation/error", "validation error")):
         if (value := _newest(run, key)) is not None:
             figures.append((name, f"{100 * value:.2f} %"))
+    figures += _baseline(run)
     figures.append(("θ steps", f"{steps:,} of {run.config['trainer'].get('max_steps', 0):,}"))
     figures.append(("unlabelled examples moved", f"{moved:,} of {len(weight):,}"))
     if moved:
@@ -31,6 +32,22 @@ def tiles(run: Run) -> list[tuple[str, str]]:
     if run.timing:
         figures.append(("training time", duration(run.timing["seconds"])))
     return figures
+
+
+def _baseline(run: Run) -> list[tuple[str, str]]:
+    """What the labels alone came to and, where the two were compared, how far the model with the pool is believed."""
+    names = {
+        "baseline/test_error": "labels only, test error",
+        "baseline/error": "labels only, cross-validated",
+        "pool/error": "with the pool, cross-validated",
+        "pool/share": "share of the model with the pool",
+    }
+    found = ((name, _newest(run, key)) for key, name in names.items())
+    return [
+        (name, f"{100 * value:.{0 if 'share' in name else 2}f} %")
+        for name, value in found
+        if value is not None
+    ]
 
 
 def duration(seconds: float) -> str:
