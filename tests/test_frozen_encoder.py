@@ -1,14 +1,12 @@
-"""A frozen encoder: features of all examples, computed once, kept on the disk; training sees them alone."""
+"""A frozen encoder: features of all examples, computed once; training sees them alone."""
 
 import copy
-import errno
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,108 +15,28 @@ import pytest
 import torch
 from command import words
 from discovered import every_method
-from lightning.pytorch import Callback, seed_everything
-from made_up import paint, write_films
-from modules import digits, ssl_module
-from torch import nn
-from torch.utils.data import Dataset
+from frozen import STRONG, Small, contents, fitted, frozen, kept_in, one_line, set_up, table
+from lightning.pytorch import Callback
+from made_up import write_films
+from modules import digits
 
 import ssl_weighting
 from ssl_weighting import encoding
 from ssl_weighting.algorithms.base import Algorithm
 from ssl_weighting.algorithms.fixmatch import FixMatch
-from ssl_weighting.algorithms.pseudo_label import PseudoLabel
-from ssl_weighting.app.bare_trainer import bare_trainer
 from ssl_weighting.app.cli import main
-from ssl_weighting.augment import CTAugment, RandAugment
-from ssl_weighting.backbones.module_backbone import ModuleBackbone
+from ssl_weighting.augment import CTAugment
 from ssl_weighting.backbones.transformer import Transformer
 from ssl_weighting.data.features import FeatureFile
-from ssl_weighting.data.images import Images
-from ssl_weighting.data.tensors import TensorData
-from ssl_weighting.encoder import PLAIN, Encoder, FeatureOptions, fingerprint, view_name
+from ssl_weighting.encoder import PLAIN, Encoder, FeatureOptions, view_name
 from ssl_weighting.errors import UnsolvedError, UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-class Small(nn.Module):
-    """A network of its user's, that counts the examples it sees and may be stopped."""
-
-    seen = 0
-    stop_after: int | None = None
-
-    def __init__(self, width: int = 6, channels: int = 1) -> None:
-        super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(channels, width, 3), nn.BatchNorm2d(width), nn.ReLU())
-        self.fc = nn.Linear(width, 5)
-
-    def forward(self, x):
-        if Small.stop_after is not None and Small.seen >= Small.stop_after:
-            raise KeyboardInterrupt
-        Small.seen += len(x)
-        return self.fc(self.body(x).mean((2, 3)))
-
-
 @pytest.fixture(autouse=True)
 def counted():
     Small.seen, Small.stop_after = 0, None
-
-
-def frozen(seed=0, **options):
-    torch.manual_seed(seed)
-    return ModuleBackbone(Small(**options), head="fc", frozen=True)
-
-
-def module(cache, algorithm=None, backbone=None, **features):
-    return ssl_module(
-        10,
-        backbone or frozen(),
-        algorithm or PseudoLabel(),
-        features=FeatureOptions(cache=Path(cache), **features),
-        weighting_inner_steps=1,
-        weighting_warmup_steps=0,
-        weighting_update_masked=True,
-    )
-
-
-def fitted(
-    cache, algorithm=None, data=None, steps=2, backbone=None, checkpoint=None, callbacks=(), **features
-):
-    seed_everything(0, verbose=False)
-    made = module(cache, algorithm, backbone, **features)
-    data = data or digits()
-    bare_trainer(steps, "cpu", *callbacks).fit(made, data, ckpt_path=checkpoint)
-    return made, data
-
-
-def set_up(cache, algorithm=None, data=None, backbone=None, **features):
-    """A module and its data after ``setup``, untrained."""
-    seed_everything(0, verbose=False)
-    made, data = module(cache, algorithm, backbone, **features), data or digits()
-    data.setup("fit")
-    encoding.encode(made.encoder, made.views_of(data), made.features, torch.device("cpu"), lambda: None)
-    return made, data
-
-
-def table(data, part="unlabeled"):
-    return data.sets[part].features.views
-
-
-def kept_in(cache):
-    return sorted(path.name for path in Path(cache).glob("features-*"))
-
-
-def contents(cache):
-    return {path.parent.name: path.read_bytes() for path in Path(cache).glob("features-*/values")}
-
-
-def one_line(error):
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
-STRONG = partial(FixMatch, strong=[RandAugment()])
 
 
 # ---- what is kept ----
@@ -239,153 +157,6 @@ def test_two_runs_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(FeatureFile, "lock", late)
     work._fill(file, (), PLAIN)
     assert not len(file.missing(rows))
-
-
-# ---- files ----
-
-
-def test_a_lost_file_of_values_is_not_believed(tmp_path):
-    set_up(tmp_path, views=0)
-    whole = contents(tmp_path)
-    (folder,) = tmp_path.glob("features-*")
-    (folder / "values").unlink()
-    set_up(tmp_path, views=0)
-    assert contents(tmp_path) == whole
-
-
-def test_a_full_disk_is_said(tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "pwrite", full)
-    with pytest.raises(
-        UserError, match=rf"^model\.features\.cache={tmp_path}: cannot be written \(No space"
-    ) as error:
-        set_up(tmp_path, views=0)
-    assert "--model.features.cache FOLDER" in one_line(error)
-
-
-def test_a_cache_that_cannot_be_made_is_said(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"^model\.features\.cache=.*file: cannot be written") as error:
-        set_up(tmp_path / "file")
-    one_line(error)
-
-
-# ---- keys ----
-
-
-def painted(root, size=12):
-    return Images(
-        labeled=root / "labelled", unlabeled=root / "pool", size=size, num_labeled=4, num_validation=4,
-        labeled_batch_size=4, unlabeled_batch_size=4,
-    )  # fmt: skip
-
-
-def keys_of(cache, data, backbone):
-    seed_everything(0, verbose=False)
-    made = ssl_module(2, backbone, PseudoLabel(), features=FeatureOptions(views=0, cache=cache))
-    data.setup("fit")
-    encoding.encode(made.encoder, made.views_of(data), made.features, torch.device("cpu"), lambda: None)
-    return set(kept_in(cache))
-
-
-def test_a_changed_file_gets_another_key(folders, tmp_path):
-    cache = tmp_path / "cache"
-    before = keys_of(cache, painted(folders), frozen(channels=3))
-    assert keys_of(cache, painted(folders), frozen(channels=3)) == before
-    paint(folders / "pool" / "3.png", 77, (30, 30))
-    assert len(keys_of(cache, painted(folders), frozen(channels=3))) == len(before) + 1
-    assert len(keys_of(cache, painted(folders, 14), frozen(channels=3))) == len(before) + 2
-
-
-class Items(Dataset):
-    def __init__(self, inputs):
-        self.inputs = inputs
-
-    def __len__(self):
-        return len(self.inputs)
-
-    def __getitem__(self, row):
-        return (self.inputs[row],)
-
-
-def test_an_item_of_a_data_set_that_changed_gets_another_key(tmp_path):
-    inputs = torch.rand(60, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    labels = torch.arange(60) % 2
-    labels[30:] = -1
-    before = keys_of(tmp_path, TensorData(Items(inputs), labels, num_validation=6), frozen())
-    assert keys_of(tmp_path, TensorData(Items(inputs.clone()), labels, num_validation=6), frozen()) == before
-    inputs[41] += 0.1
-    assert len(keys_of(tmp_path, TensorData(Items(inputs), labels, num_validation=6), frozen())) == 2
-
-
-class Wider(Small):
-    """The same layers, another way through them."""
-
-    def forward(self, x):
-        return super().forward(2 * x)
-
-
-def changed(how):
-    backbone = frozen()
-    module = backbone.module
-    if how == "a weight":
-        with torch.no_grad():
-            module.body[0].weight[0, 0, 0, 0] += 1e-3
-    elif how == "a statistic":
-        module.body[1].running_mean[2] += 1
-    elif how == "an option of a layer":
-        module.body[1].eps = 1e-2
-    elif how == "a layer without weights":
-        module.body[2] = nn.Tanh()
-    elif how == "the code of its user":
-        module.__class__ = Wider
-    return backbone
-
-
-@pytest.mark.parametrize(
-    "how",
-    ["a weight", "a statistic", "an option of a layer", "a layer without weights", "the code of its user"],
-)
-def test_a_changed_encoder_is_another(how):
-    assert fingerprint(frozen()) == fingerprint(copy.deepcopy(frozen()))
-    assert fingerprint(changed(how)) != fingerprint(frozen())
-
-
-def test_a_transformers_options_and_not_its_place_make_the_key(tiny_bert, bert_copy):
-    one = fingerprint(Transformer(str(tiny_bert), pooling="mean", frozen=True))
-    assert fingerprint(Transformer(str(bert_copy), pooling="mean", frozen=True)) == one
-    config = bert_copy / "config.json"
-    config.write_text(config.read_text().replace('"gelu"', '"relu"'))
-    assert fingerprint(Transformer(str(bert_copy), pooling="mean", frozen=True)) != one
-
-
-def test_a_pooler_that_nobody_trained_is_refused(bert_copy):
-    import transformers
-
-    config = transformers.DistilBertConfig(vocab_size=120, dim=8, hidden_dim=12, n_layers=2, n_heads=2)
-    transformers.DistilBertModel(config).save_pretrained(bert_copy)
-    with pytest.raises(UserError, match=r"^model\.backbone\.pooling=bert: .* brings no pooler") as error:
-        Transformer(str(bert_copy), frozen=True)
-    assert "--model.backbone.pooling mean" in one_line(error)
-    assert Transformer(str(bert_copy), pooling="mean", frozen=True).feature_dim == 8
-
-
-def test_names_of_views_tell_functions_and_nested_steps_apart():
-    def one(x):
-        return x
-
-    def other(x):
-        return x + 1
-
-    assert view_name((one,)) != view_name((other,))
-    assert view_name((partial(one, 1),)) != view_name((partial(other, 1),))
-    assert view_name((partial(one, 1),)) != view_name((partial(one, 2),))
-    steps = [nn.Sequential(RandAugment(), nn.Dropout(p)) for p in (0.1, 0.2)]
-    assert view_name(steps[:1]) != view_name(steps[1:])
-    assert view_name((copy.deepcopy(steps[0]),)) == view_name(steps[:1])
-    assert view_name(()) == PLAIN
 
 
 # ---- training ----
