@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -81,6 +85,7 @@ class Encoder(nn.Module):
         self.feature_dim = backbone.feature_dim
         self.register_buffer("mean", torch.zeros(self.feature_dim))
         self.register_buffer("deviation", torch.ones(self.feature_dim))
+        self.eval()
 
     def train(self, mode: bool = True) -> Encoder:
         """Stays in evaluation mode."""
@@ -105,10 +110,10 @@ class Encoder(nn.Module):
         """Standardised features (B, D) of a view, one of those that are kept of it, drawn for each example.
 
         Args:
-            cached: (B, K, D) by the view's name.
+            cached: (B, K, D) by the view's name; of one that stands alone every view is the example as it is.
             steps: The view.
         """
-        kept = cached.get(view_name(steps), cached[PLAIN])
+        kept = cached[PLAIN] if len(cached) == 1 else cached[view_name(steps)]
         if kept.shape[1] == 1:
             return self.standardised(kept[:, 0])
         drawn = torch.randint(kept.shape[1], (len(kept),), device=kept.device)
@@ -120,14 +125,72 @@ def view_name(steps: View) -> str:
     return " ".join(step if isinstance(step, str) else _described(step) for step in steps) or PLAIN
 
 
+LIBRARIES = ("torch", "torchvision", "timm", "transformers", "ssl_weighting")
+"""Packages whose classes compute the same as long as their options are the same."""
+
+OF_FILES = ("name_or_path", "_name_or_path", "transformers_version")
+"""Attributes that say where a network was read from."""
+
+
+def fingerprint(network: nn.Module) -> str:
+    """sha256 over all that a network's output follows from: its layers, their options, and its state.
+
+    Of classes that are the user's own, it holds the source too, so that an edited ``forward`` is another network.
+    """
+    digest = hashlib.sha256()
+    for name, module in network.named_modules():
+        own = type(module)
+        digest.update(f"{name} {own.__module__}.{own.__qualname__} {_options(module)}\n".encode())
+        digest.update(_without_addresses(module.extra_repr()).encode())
+    for own in sorted({type(module) for module in network.modules()}, key=lambda own: own.__qualname__):
+        digest.update(_source(own).encode())
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _source(own: type) -> str:
+    if own.__module__.partition(".")[0] in LIBRARIES:
+        return ""
+    try:
+        return inspect.getsource(own)
+    except (OSError, TypeError):  # typed at a prompt
+        return ""
+
+
 def _described(step: Any) -> str:
+    if isinstance(step, partial):
+        return f"partial({', '.join(map(_described, (step.func, *step.args)))}, {step.keywords})"
+    if inspect.isroutine(step):
+        line = getattr(getattr(step, "__code__", None), "co_firstlineno", "")
+        return f"{step.__module__}.{step.__qualname__}:{line}"
+    if isinstance(step, (bool, int, float, str)):
+        return repr(step)
+    parts = [_options(step)]
+    if isinstance(step, nn.Module):
+        parts += map(_described, step.children())
+    return f"{type(step).__name__}({', '.join(filter(None, parts))})"
+
+
+def _options(thing: Any) -> str:
+    """Attributes that are plain values, functions, or the configuration of a network of ``transformers``."""
     plain = (bool, int, float, str, tuple, list)
-    options = {
-        key: value
-        for key, value in sorted(getattr(step, "__dict__", {}).items())
-        if not key.startswith("_") and key != "training" and isinstance(value, plain)
-    }
-    return f"{type(step).__name__}({', '.join(f'{key}={value}' for key, value in options.items())})"
+    found = []
+    for key, value in sorted(getattr(thing, "__dict__", {}).items()):
+        if key.startswith("_") or key in ("training", *OF_FILES):
+            continue
+        if isinstance(value, plain):
+            found.append(f"{key}={_without_addresses(str(value))}")
+        elif inspect.isroutine(value):
+            found.append(f"{key}={value.__qualname__}")
+        elif key == "config" and hasattr(value, "to_dict"):
+            found.append(str(sorted((k, str(v)) for k, v in value.to_dict().items() if k not in OF_FILES)))
+    return ", ".join(found)
+
+
+def _without_addresses(text: str) -> str:
+    return re.sub(r" at 0x[0-9a-f]+", "", text)
 
 
 def is_cached(raw: Any) -> bool:

@@ -14,10 +14,10 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import BatchSampler, DataLoader
 
 from ssl_weighting.data.features import FeatureFile, FeatureTable
-from ssl_weighting.data.source import ExampleSet, Source, identity
+from ssl_weighting.data.source import ExampleSet, Source, identity, identity_of_views
 from ssl_weighting.data.tokens import cache_folder
 from ssl_weighting.distributed import is_first_process
-from ssl_weighting.encoder import PLAIN, Encoder, FeatureOptions, view_name
+from ssl_weighting.encoder import PLAIN, Encoder, FeatureOptions, fingerprint, view_name
 from ssl_weighting.errors import UserError
 from ssl_weighting.protocols import View
 from ssl_weighting.randomness import seed_by
@@ -57,10 +57,10 @@ def encode(
         trains = "unlabeled" in parts
         work = _Work(encoder, views, options, device, source, rows)
         if is_first_process():
-            table = work.table(wanted if trains else [()], computes=True)
+            table = work.table(wanted if trains else [()])
         wait()
-        if not is_first_process():
-            table = work.table(wanted if trains else [()], computes=False)
+        if not is_first_process():  # on another machine it may have to compute, for a cache of its own
+            table = work.table(wanted if trains else [()])
         for part in parts.values():
             part.features = table
         if trains and bool((encoder.deviation == 1).all()):
@@ -76,11 +76,12 @@ def _views_of(views: Views, options: FeatureOptions) -> list[View]:
         if learns:
             raise UserError(
                 f"{method}: its view {learns[0]} is learned while training goes on, and a frozen encoder sees each "
-                "example before; give --model.algorithm.strong [weak,RandAugment], or --model.backbone.frozen false"
+                "example before; give --model.algorithm.strong [RandAugment], or --model.backbone.frozen false"
             )
         if not options.views and any(not isinstance(step, str) or step != "weak" for step in steps):
             raise UserError(
-                f"model.features.views=0: {method} compares different views of an example; give at least 1"
+                f"model.features.views=0: {method} compares different views of an example; give --model.features.views 1 "
+                "or more"
             )
     return [(), *(asked if options.views else [])]
 
@@ -99,32 +100,28 @@ class _Work:
     ) -> None:
         self.encoder, self.views, self.options, self.device = encoder, views, options, device
         self.source, self.rows = source, rows
-        state = hashlib.sha256(
-            f"{FORMAT} {type(encoder.backbone).__name__} {options.resize} {identity(source)}".encode()
-        )
-        for name, value in sorted(encoder.backbone.state_dict().items()):
-            state.update(name.encode())
-            state.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-        self.key = state.hexdigest()
+        self.key = f"{FORMAT} {fingerprint(encoder.backbone)} {options.resize} {identity(source)}"
         self.folder = cache_folder(options.cache)
 
-    def table(self, wanted: list[View], computes: bool) -> FeatureTable:
-        """Files of the views; those that show an example as it is share one."""
+    def table(self, wanted: list[View]) -> FeatureTable:
+        """Files of the views, filled; those that show an example as it is share one."""
         files: dict[str, FeatureFile] = {}
-        some = self.rows[:: max(1, len(self.rows) // TRIED)][:TRIED]
+        size = len(self.source.labels)
+        some = torch.arange(0, size, max(1, size // TRIED))[:TRIED]  # whatever the split
+        batch = ExampleSet(self.source, some, some, pool=True).__getitems__(range(len(some)))
+        raw = self._moved(batch.inputs)
         with isolate_rng():
-            shown = self._shown(some, (), "tried")
+            shown = self._shown(raw, (), "tried")
             for steps in wanted:
                 name = view_name(steps)
                 if name in files:
                     continue
-                drawn = self._shown(some, steps, "tried")
-                if steps and _same(drawn, shown) and _same(self._shown(some, steps, "again"), shown):
+                drawn = self._shown(raw, steps, "tried")
+                if steps and _same(drawn, shown) and _same(self._shown(raw, steps, "again"), shown):
                     files[name] = files[PLAIN]
                     continue
                 files[name] = self._file(steps, drawn)
-                if computes:
-                    self._fill(files[name], steps, name)
+                self._fill(files[name], steps, name)
         return FeatureTable(files)
 
     def _file(self, steps: View, drawn: Any) -> FeatureFile:
@@ -133,7 +130,8 @@ class _Work:
         for leaf in pytree.tree_leaves(drawn):
             key.update(leaf.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         if steps:
-            key.update(f"{self.options.views} {self.options.batch_size}".encode())
+            of_views = identity_of_views(self.source)
+            key.update(f"{self.options.views} {self.options.batch_size} {of_views}".encode())
             key.update(self.rows.numpy().data)
         draws = self.options.views if steps else 1
         shape = (len(self.source.labels), draws, self.encoder.feature_dim)
@@ -145,6 +143,8 @@ class _Work:
             return
         with file.lock():
             todo = self._blocks(file, bool(steps))
+            if not todo:  # another run was at it in the meantime
+                return
             what = "examples" if not steps else f"examples, {file.shape[1]} views each ({name[:40]})"
             text = f"Encoding {sum(map(len, todo)):,} {what}"
             for block, raw in track(self._fetched(todo), text, total=len(todo)):
@@ -156,9 +156,8 @@ class _Work:
 
     def _blocks(self, file: FeatureFile, whole: bool) -> list[Tensor]:
         """Rows to compute together: of augmented views the same ones, whatever is there already."""
-        if not whole:
-            return list(torch.split(file.missing(self.rows), self.options.batch_size))
-        blocks = torch.split(self.rows, self.options.batch_size)
+        rows = self.rows if whole else file.missing(self.rows)
+        blocks = torch.split(rows, self.options.batch_size)
         return [block for block in blocks if len(file.missing(block))]
 
     def _fetched(self, blocks: list[Tensor]) -> Iterator[tuple[Tensor, Any]]:
@@ -178,11 +177,10 @@ class _Work:
         return pytree.tree_map_only(Tensor, lambda x: x.to(self.device), raw)
 
     @torch.no_grad()
-    def _shown(self, rows: Tensor, steps: View, purpose: str) -> Any:
+    def _shown(self, raw: Any, steps: View, purpose: str) -> Any:
         """Some examples as a view shows them to the encoder."""
-        raw = self._moved(ExampleSet(self.source, rows, rows, pool=True).__getitems__(range(len(rows))))
         seed_by(f"{view_name(steps)} {purpose}", self.device)
-        return self.views.shown(raw.inputs, steps)
+        return self.views.shown(raw, steps)
 
 
 class _Consecutive(BatchSampler):

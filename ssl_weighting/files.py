@@ -97,7 +97,7 @@ def not_loaded(option: str, name: str, error: Exception, what: str, files: str) 
         what: What it is.
         files: What such a folder holds.
     """
-    if pointer := _git_lfs_pointer(name):
+    if pointer := git_lfs_pointer(name):
         return UserError(
             f"{option}={name}: its {pointer} is a pointer of git-lfs, not the file itself; get it with `git lfs pull`"
         )
@@ -108,7 +108,7 @@ def not_loaded(option: str, name: str, error: Exception, what: str, files: str) 
     )
 
 
-def _git_lfs_pointer(folder: str) -> str | None:
+def git_lfs_pointer(folder: str) -> str | None:
     """Name of the first file in a folder that git-lfs has not fetched; ``None`` if there is none, or no such folder."""
     files = sorted(path for path in Path(folder).glob("*") if path.is_file()) if Path(folder).is_dir() else []
     for path in files:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up import paint, write_bert, write_imdb
+from made_up import VISION, paint, write_bert, write_imdb, write_vision
 from scipy.io import savemat
 
 CIFAR10_FILES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
@@ -36,6 +36,15 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random BERT of two layers and a vocabulary of letters and some words."""
     folder = tmp_path_factory.mktemp("bert")
     write_bert(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_vision(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with random image encoders of two layers, each in the folder of its name."""
+    folder = tmp_path_factory.mktemp("vision")
+    for kind in VISION:
+        write_vision(folder / kind, kind)
     return folder
 
 

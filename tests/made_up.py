@@ -37,6 +37,45 @@ def write_bert(folder: Path) -> None:
         transformers.BertModel(config).save_pretrained(folder)
 
 
+VISION = ("dinov2", "dinov3", "vit", "clip", "siglip")
+
+
+def write_vision(folder: Path, kind: str) -> None:
+    """A random image encoder of two layers for images of 32 × 32 pixels, in patches of 8, with features of 8 numbers."""
+    import torch
+    import transformers as t
+
+    small = {
+        "hidden_size": 8,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 8,
+    }
+    wide = small | {"intermediate_size": 12}
+    text = {
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 12,
+        "vocab_size": 99,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = {
+            "dinov2": lambda: t.Dinov2Model(t.Dinov2Config(**small)),
+            "dinov3": lambda: t.DINOv3ViTModel(t.DINOv3ViTConfig(**wide, num_register_tokens=1)),
+            "vit": lambda: t.ViTModel(t.ViTConfig(**wide)),
+            "clip": lambda: t.CLIPModel(t.CLIPConfig(text_config=text, vision_config=wide, projection_dim=5)),
+            "siglip": lambda: t.SiglipModel(t.SiglipConfig(text_config=text, vision_config=wide)),
+        }[kind]()
+        for (
+            parameter
+        ) in model.parameters():  # zeros, such as those of a bias or a layer's scale, hide mistakes
+            torch.nn.init.normal_(parameter, std=0.5)
+        model.save_pretrained(folder)
+
+
 def write_imdb(folder: Path) -> None:
     """Reviews in IMDB's layout: 40 to train, 20 to test, 30 unsupervised, 10 of them short."""
     import pyarrow as pa

@@ -15,7 +15,7 @@ from ssl_weighting.errors import UserError
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ssl_weighting"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-EXTRAS = {"timm": "timm", "wandb_workspaces": "dashboard"}
+EXTRAS = {"timm": "timm", "peft": "peft", "wandb_workspaces": "dashboard"}
 """Modules of an extra: a test below says what happens without each."""
 PEERS = {"backpack", "opacus", "curvlinops"}
 """What the laboratory alone imports, of the extra of that name."""
@@ -78,7 +78,7 @@ def test_every_import_is_declared():
 def test_the_laboratory_imports_what_is_declared():
     core = declared(PROJECT["dependencies"])
     found = imported(ROOT / "lab")
-    assert {module for module in found if not providers(module) & core} <= PEERS
+    assert {module for module in found if not providers(module) & core} <= PEERS | {*EXTRAS}
     assert set(found) >= PEERS
     assert all(providers(module) & declared(PROJECT["optional-dependencies"]["peers"]) for module in PEERS)
 
@@ -147,6 +147,14 @@ def test_without_timm(without):
     without("timm")
     with pytest.raises(UserError, match=r"pip install 'ssl-weighting\[timm\]'"):
         TimmModel("resnet18")
+
+
+def test_without_peft(without, tiny_bert):
+    from ssl_weighting.backbones.transformer import Transformer
+
+    without("peft")
+    with pytest.raises(UserError, match=r"lora_rank=4: peft is .* pip install 'ssl-weighting\[peft\]'"):
+        Transformer(str(tiny_bert), lora_rank=4)
 
 
 def test_without_wandb_workspaces(without):

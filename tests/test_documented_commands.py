@@ -228,7 +228,7 @@ class Workshop:
         if words.count("RUN") == 2:
             second = words.index("RUN", words.index("RUN") + 1)
             words = [*words[:second], "RUN_2", *words[second + 1 :]]
-        if words[0] == "predict" and "--on" in words:
+        if words[0] in ("predict", "embed") and "--on" in words:
             path = self.folder / words[words.index("--on") + 1]
             if path.suffix:
                 write_texts(path)

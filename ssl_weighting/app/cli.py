@@ -63,6 +63,12 @@ COMMANDS = {
         "ssl_weighting.app.evaluate:predict",
         "run",
     ),
+    "embed": Entry(
+        "RUN --on FOLDER|TABLE",
+        "features of examples, as a table",
+        "ssl_weighting.app.embed",
+        "run",
+    ),
     "test": Entry("RUN", "test error", "ssl_weighting.app.evaluate:test", "run"),
     "validate": Entry("RUN", "validation error", "ssl_weighting.app.evaluate:validate", "run"),
     "paraphrase": Entry("", "translated copies of texts, for UDA", "ssl_weighting.app.paraphrase"),

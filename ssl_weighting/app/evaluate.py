@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from ssl_weighting.app.checkpoints import Saved, find_checkpoint, open_checkpoint
 from ssl_weighting.app.configurations import summarised
 from ssl_weighting.app.predictions import check_out, predictions_table, write_beside, write_predictions
 from ssl_weighting.app.resume import refuse_without_effect, typed_options
-from ssl_weighting.app.trained import TrainedModel, restored
+from ssl_weighting.app.trained import GIVEN, TrainedModel, restored
 from ssl_weighting.errors import UserError
 from ssl_weighting.files import home_path
 
@@ -54,6 +56,39 @@ class Asked(NamedTuple):
     overrides: list[str]
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """Examples that were asked for, with the model of the run.
+
+    Attributes:
+        model: The model; its data module has the m examples that could be read.
+        part: Under which name.
+        index: (n,) int64, numbers of the examples where they come from.
+        rows: (m,) int64, rising, which of the n could be read.
+        names: What a person knows some of the n by.
+        beside: The run's folder.
+        name: Of the list, the folder or the table.
+    """
+
+    model: TrainedModel
+    part: str
+    index: Tensor
+    rows: Tensor
+    names: Callable[[slice], list[str]]
+    beside: Path
+    name: str
+
+    @property
+    def size(self) -> int:
+        """N."""
+        return len(self.index)
+
+    def unread(self) -> str:
+        """What is said of those that could not be read, if there are any."""
+        number = self.size - len(self.rows)
+        return f", {number} of them could not be read" if number else ""
+
+
 def predict(argv: list[str]) -> int:
     """Write the class probabilities of new examples, or of a list of the run's.
 
@@ -66,37 +101,44 @@ def predict(argv: list[str]) -> int:
     Raises:
         UserError: On bad input.
     """
-    asked = _asked("predict", argv, ("on", "out", "device"))
+    asked = read_command("predict", HELP["predict"], argv, ("on", "out", "device"))
     if asked is None:
         return 0
     out = home_path(asked.own["out"]) if "out" in asked.own else None
     if out is not None:
         check_out(out)
+    chosen = choose(asked)
+    probabilities, names = chosen.model.of_part(chosen.part), chosen.names(slice(None))
+    table = predictions_table(chosen.index, names, chosen.rows, probabilities, chosen.model.class_names)
+    if out is None:
+        out = write_beside(table, chosen.beside / f"predictions-{chosen.name}.parquet")
+    else:
+        write_predictions(table, out)
+    print(f"{out}: {chosen.size} examples{chosen.unread()}")
+    return 0
+
+
+def choose(asked: Asked) -> Chosen:
+    """The model of a run, and what ``--on`` names: a list of the run's, or new examples.
+
+    Raises:
+        UserError: If there is no such run, list or folder.
+    """
     saved = open_checkpoint(find_checkpoint(asked.run), f"RUN={asked.run}")
+    beside = saved.run or saved.path.resolve().parent
     on = asked.own.get("on") or ("test" if saved.own["memory"]["has_test"] else "unlabeled")
     if on in SETS:
         model = _prepared(saved, asked, on)
         part = model.data.sets[on]
-        index, rows = part.rows, torch.arange(len(part))
-        names, probabilities = part.describe(), model.of_part(on)
         if Path(on).exists():
             print(f"--on {on}: the run's own list; --on ./{on} is the folder of that name", file=sys.stderr)
-    else:
-        model = _prepared(saved, asked, None)
-        new = model.read(on, "--on")
-        index, rows, names = torch.arange(len(new.names)), new.rows, new.names
-        probabilities = model.of_source(new.source, torch.arange(len(rows)))
-    table = predictions_table(index, names, rows, probabilities, model.class_names)
-    if out is None:
-        beside = saved.run or saved.path.resolve().parent
-        where = home_path(on).resolve()
-        name = on if on in SETS else where.name if where.is_dir() else where.name.split(".")[0]
-        out = write_beside(table, beside / f"predictions-{name}.parquet")
-    else:
-        write_predictions(table, out)
-    unread = len(names) - len(rows)
-    print(f"{out}: {len(names)} examples" + (f", {unread} of them could not be read" if unread else ""))
-    return 0
+        return Chosen(model, on, part.rows, torch.arange(len(part)), part.describe, beside, on)
+    model = _prepared(saved, asked, None)
+    new = model.read(on, "--on")
+    model.give(new.source, torch.arange(len(new.rows)))
+    where = home_path(on).resolve()
+    name = where.name if where.is_dir() else where.name.split(".")[0]
+    return Chosen(model, GIVEN, torch.arange(len(new.names)), new.rows, new.names.__getitem__, beside, name)
 
 
 def test(argv: list[str]) -> int:
@@ -110,7 +152,7 @@ def validate(argv: list[str]) -> int:
 
 
 def _error(command: str, argv: list[str], part: str, name: str) -> int:
-    asked = _asked(command, argv, ("device",))
+    asked = read_command(command, HELP[command], argv, ("device",))
     if asked is None:
         return 0
     model = _prepared(open_checkpoint(find_checkpoint(asked.run), f"RUN={asked.run}"), asked, part)
@@ -152,14 +194,20 @@ def _prepared(saved: Saved, asked: Asked, part: str | None) -> TrainedModel:
     return model
 
 
-def _asked(command: str, argv: Sequence[str], own: Sequence[str]) -> Asked | None:
+def read_command(command: str, usage: str, argv: Sequence[str], own: Sequence[str]) -> Asked | None:
     """Read the command line; ``None`` if help was asked for and given.
+
+    Args:
+        command: Its name.
+        usage: Its help, without the options that all these commands take.
+        argv: What was typed after it.
+        own: Options that it takes besides those of ``data`` and ``model``.
 
     Raises:
         UserError: If it is not understood; says what to type.
     """
     if not argv or any(word in ("-h", "--help") for word in argv):
-        print(HELP[command] + MORE)
+        print(usage + MORE)
         return None
     runs: list[str] = []
     options: dict[str, str] = {}

@@ -50,14 +50,21 @@ def predictions_table(
     return pa.table(columns | {f"probability_{name}": pa.array(p, mask=unread) for name, p in each})
 
 
-def check_out(out: Path) -> None:
-    """Refuse a file that predictions cannot be written to.
+def check_out(out: Path, endings: Sequence[str] = ENDINGS) -> None:
+    """Refuse a file that a table cannot be written to.
+
+    Args:
+        out: The file.
+        endings: Those that say how.
 
     Raises:
         UserError: If its ending says nothing, it is there already, or its folder is not.
     """
-    if out.suffix.lower() not in ENDINGS:
-        raise UserError(f"--out {out}: ends in none of {', '.join(ENDINGS)}; give such a name")
+    if out.suffix.lower() not in endings:
+        fault = (
+            f"ends in none of {', '.join(endings)}" if len(endings) > 1 else f"does not end in {endings[0]}"
+        )
+        raise UserError(f"--out {out}: {fault}; give such a name")
     if out.exists():
         raise UserError(f"--out {out}: is there already; remove it, or give another name")
     if not out.absolute().parent.is_dir():
@@ -85,6 +92,11 @@ def write_beside(table: pa.Table, path: Path) -> Path:
     """
     fresh = path.with_name(f".new-{path.name}")
     write_predictions(table, fresh)
+    return moved_beside(fresh, path)
+
+
+def moved_beside(fresh: Path, path: Path) -> Path:
+    """Give a file that was just written its name, or the first one that is free beside it; see :func:`write_beside`."""
     number, target = 1, path
     while target.exists() and not filecmp.cmp(fresh, target, shallow=False):
         number += 1

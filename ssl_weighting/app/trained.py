@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -25,8 +25,11 @@ from ssl_weighting.data.tables import table_ending
 from ssl_weighting.errors import UserError, named
 from ssl_weighting.files import home_path
 from ssl_weighting.module import SSLModule
+from ssl_weighting.protocols import Model
 
 PARTS = ("model", "data")
+GIVEN = "given"
+"""Name, among the data's lists, of examples that are in no part of the split."""
 
 
 class TrainedModel:
@@ -76,6 +79,32 @@ class TrainedModel:
             for row, best in zip(found, np.nan_to_num(found).argmax(-1), strict=True)
         ]
 
+    @property
+    def feature_dim(self) -> int:
+        """D, numbers in the features of an example."""
+        encoder = self.module.encoder
+        return self.module.model.backbone.feature_dim if encoder is None else encoder.feature_dim
+
+    def features(self, examples: Any) -> np.ndarray:
+        """Features of examples of any number: a frozen encoder's as it makes them, else the averaged network's.
+
+        Args:
+            examples: See `probabilities`.
+
+        Returns:
+            float32 (n, D), in the order of the examples; NaN for those that could not be read.
+        """
+        if isinstance(examples, (list, tuple)) and not examples:
+            return np.empty((0, self.feature_dim), np.float32)
+        new = self.read(examples)
+        self.give(new.source, torch.arange(len(new.rows)))
+        whole = np.full((len(new.names), self.feature_dim), np.nan, np.float32)
+        done = 0
+        for batch in self.features_of_part(GIVEN):
+            whole[new.rows[done : done + len(batch)].numpy()] = batch.numpy()
+            done += len(batch)
+        return whole
+
     def read(self, examples: Any, key: str = "examples") -> NewExamples:
         """Examples as the run's data set reads them; see `probabilities`.
 
@@ -100,17 +129,35 @@ class TrainedModel:
     @torch.inference_mode()
     def of_source(self, source: Source, rows: Tensor) -> Tensor:
         """Probabilities (m, C), on the CPU, of rows (m,) int64 of a source."""
-        self.data.sets["given"] = ExampleSet(source, rows, torch.full((len(rows),), -1), pool=True)
-        return self.of_part("given")
+        self.give(source, rows)
+        return self.of_part(GIVEN)
+
+    def give(self, source: Source, rows: Tensor) -> None:
+        """Make rows (m,) int64 of a source the data module's list ``given``."""
+        self.data.sets[GIVEN] = ExampleSet(source, rows, torch.full((len(rows),), -1), pool=True)
 
     @torch.inference_mode()
     def of_part(self, part: str) -> Tensor:
         """Probabilities (m, C), on the CPU, of a list that the data module holds, such as ``validation``."""
-        found, views = [], self.module.views_of(self.data)
-        for batch in self.data.in_order(part):
-            inputs = pytree.tree_map_only(Tensor, lambda x: x.to(self.device), batch.inputs)
-            found.append(self.module.probabilities(views.plain(inputs)).cpu())
+        views = self.module.views_of(self.data)
+        found = [self.module.probabilities(views.plain(raw)).cpu() for raw in self._raw(part)]
         return torch.cat(found) if found else torch.empty(0, self.module.num_classes)
+
+    def features_of_part(self, part: str) -> Iterator[Tensor]:
+        """Features (B, D), float32 on the CPU, of a list that the data module holds, a batch at a time."""
+        views, encoder = self.module.views_of(self.data), self.module.encoder
+        for raw in self._raw(part):
+            with torch.inference_mode():
+                if encoder is not None:
+                    features = encoder.features(views.shown(raw, ()))
+                else:
+                    features = cast(Model, self.module.ema.model)(views.plain(raw)).features
+                yield features.float().cpu()
+
+    def _raw(self, part: str) -> Iterator[Any]:
+        """Raw inputs of a list in batches, on the device."""
+        for batch in self.data.in_order(part):
+            yield pytree.tree_map_only(Tensor, lambda x: x.to(self.device), batch.inputs)
 
 
 def load(run: str | Path, device: str | None = None) -> TrainedModel:

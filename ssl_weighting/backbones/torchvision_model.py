@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from pickle import UnpicklingError
 
 from torch import nn
@@ -32,6 +33,8 @@ class TorchvisionModel(ModuleBackbone):
         names = models.list_models(module=models)
         if name not in names:
             raise UserError(f"model.backbone.name={name}: no such torchvision model; {nearest(name, names)}")
+        if frozen and weights is None:
+            warn_of_random("weights=null", "weights DEFAULT")
         model: nn.Module = models.get_model(name, weights=None)
         if weights is not None:
             _load(model, name, weights)
@@ -49,6 +52,19 @@ def nearest(name: str, names: list[str]) -> str:
     """What to say of a name that does not exist."""
     near = difflib.get_close_matches(name, names, n=3)
     return f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names[:3])} and others"
+
+
+def warn_of_random(given: str, mend: str) -> None:
+    """Say that a frozen network has no pretrained weights.
+
+    Args:
+        given: The option that has left them out, and its value.
+        mend: What to type instead.
+    """
+    warnings.warn(
+        f"model.backbone.{given}: a frozen network stays as it is drawn, at random; type --model.backbone.{mend}",
+        stacklevel=3,
+    )
 
 
 def _load(model: nn.Module, name: str, weights: str) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -13,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ssl_weighting.backbones.base import Backbone
+from ssl_weighting.backbones.pretrained import add_lora, freeze_first_layers, last_layer, load_encoder
 from ssl_weighting.errors import UserError
-from ssl_weighting.files import not_loaded
 from ssl_weighting.protocols import Inputs
 
 BUCKET_SAVING = 0.05
@@ -42,6 +40,8 @@ class Transformer(Backbone):
         max_buckets: Most groups that a batch is run in; 1 to pad all to the longest.
         frozen: Nothing of it is trained: see :class:`~ssl_weighting.backbones.base.Backbone`. Best with ``pooling:
             mean``.
+        lora_rank: Train of its layers additions of this rank alone (LoRA, Hu et al. 2022), which needs ``peft``: ``pip
+            install 'ssl-weighting[peft]'``. ``null`` trains all weights.
 
     Raises:
         UserError: If there is no such encoder, neither in a folder nor on the hub.
@@ -58,6 +58,7 @@ class Transformer(Backbone):
         frozen_layers: int = 0,
         max_buckets: int = 4,
         frozen: bool = False,
+        lora_rank: int | None = None,
     ) -> None:
         super().__init__()
         self.frozen = frozen
@@ -68,7 +69,7 @@ class Transformer(Backbone):
         if layers is not None and layers < 1:
             raise UserError(f"model.backbone.layers={layers}: must be at least 1")
         self.encoder: Any
-        self.encoder, missing = _pretrained(os.path.expanduser(name), layers)
+        self.encoder, missing = load_encoder(name, layers, optional=("pooler",), attn_implementation="sdpa")
         config = self.encoder.config
         self.feature_dim = int(config.hidden_size)
         self.vocabulary_size = int(getattr(config, "vocab_size", 0))
@@ -79,23 +80,19 @@ class Transformer(Backbone):
         if pooling == "mean" or missing:
             self.encoder.pooler = None  # an unused one would have no gradient
         if pooling == "bert" and getattr(self.encoder, "pooler", None) is None:
+            if frozen:
+                raise UserError(
+                    f"model.backbone.pooling=bert: {name} brings no pooler, and a frozen one would stay as it is drawn; "
+                    "give --model.backbone.pooling mean"
+                )
             dense = nn.Linear(self.feature_dim, self.feature_dim)
             self.initialise_head(dense.weight)
             nn.init.zeros_(dense.bias)
             self.pooler = nn.Sequential(dense, nn.Tanh())
         self.dropout = nn.Dropout(dropout)
-        name, stack = _layers(self.encoder)
-        if not 0 <= frozen_layers < len(stack):
-            raise UserError(
-                f"model.backbone.frozen_layers={frozen_layers}: must be at least 0 and below {len(stack)}, the "
-                "encoder's number of layers"
-            )
-        if frozen_layers:
-            for own, parameter in self.encoder.named_parameters():
-                if own.startswith(f"{name}.{frozen_layers}."):
-                    break
-                parameter.requires_grad_(False)
-        self.last_block = _last_layer(self.encoder, name, len(stack))
+        freeze_first_layers(self.encoder, frozen_layers)
+        add_lora(self.encoder, lora_rank, frozen_layers, frozen)
+        self.last_block = last_layer(self.encoder)
         self.train()  # from_pretrained leaves evaluation mode, and Lightning keeps modes as they are
 
     def initialise_head(self, weight: Tensor) -> None:
@@ -196,51 +193,3 @@ def buckets(lengths: np.ndarray, most: int) -> list[int]:
         sizes.append(int(ends[last] - starts[first]))
         last = first - 1
     return [int(ends[last]), *reversed(sizes)]
-
-
-def _pretrained(name: str, layers: int | None) -> tuple[Any, bool]:
-    """The encoder, and whether its pooler was not among the weights."""
-    from transformers import AutoModel  # slow to import
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        encoder, report = AutoModel.from_pretrained(
-            name,
-            trust_remote_code=False,
-            use_safetensors=True,
-            attn_implementation="sdpa",
-            dtype=torch.float32,
-            output_loading_info=True,
-            **({} if layers is None else {"num_hidden_layers": layers}),
-        )
-    except Exception as error:  # the libraries beneath raise whatever a damaged file makes of them
-        files = "config.json and a whole model.safetensors"
-        raise not_loaded("model.backbone.name", name, error, "encoder", files) from None
-    missing = [key for key in report["missing_keys"] if "pooler" not in key]
-    if missing:
-        hint = (
-            "give a whole encoder"
-            if layers is None
-            else f"is model.backbone.layers={layers} more than it has?"
-        )
-        raise UserError(
-            f"model.backbone.name={name}: its weights lack {missing[0]} and {len(missing) - 1} more; {hint}"
-        )
-    return encoder, any("pooler" in key for key in report["missing_keys"])
-
-
-def _layers(encoder: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The encoder's list of layers, the largest there is, with its name."""
-    lists = [(name, m) for name, m in encoder.named_modules() if isinstance(m, nn.ModuleList)]
-    return max(lists, key=lambda pair: sum(p.numel() for p in pair[1].parameters()))
-
-
-def _last_layer(encoder: nn.Module, layers: str, count: int) -> str:
-    """Regular expression for the parameters of the last layer and of all that follows it."""
-    names = [f"encoder.{n}" for n, _ in encoder.named_parameters()]
-    first = f"encoder.{layers}.{count - 1}."
-    following = names[next(i for i, n in enumerate(names) if n.startswith(first)) :]
-    others = sorted({n for n in following if not n.startswith(first)})
-    return "|".join([re.escape(first), *map(re.escape, others), r"pooler\."])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,15 +34,19 @@ class FeatureFile:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with self.lock():
-                for name, size in (("values", int(np.prod(shape)) * 4), ("done", shape[0])):
-                    path = folder / name
-                    if not path.exists() or path.stat().st_size != size:
+                sizes = {folder / "values": int(np.prod(shape)) * 4, folder / "done": shape[0]}
+                if any(not path.exists() or path.stat().st_size != size for path, size in sizes.items()):
+                    for path, size in sizes.items():  # both: what is done is so in these very values
                         with open(path, "wb") as file:
                             file.truncate(size)
         except OSError as error:
-            raise UserError(
-                f"model.features.cache={folder.parent}: cannot be written ({error.strerror}); name a folder that can"
-            ) from None
+            raise self._unwritable(error) from None
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(
+            f"model.features.cache={self.folder.parent}: cannot be written ({error.strerror}); name a folder that "
+            "can with --model.features.cache FOLDER"
+        )
 
     def lock(self) -> FileLock:
         """Held by the one process that fills it."""
@@ -52,9 +57,23 @@ class FeatureFile:
         return rows[torch.from_numpy(self._done[rows.numpy()] == 0)]
 
     def fill(self, rows: Tensor, features: Tensor) -> None:
-        """Keep features (m, K, D) of rows (m,)."""
-        self._values[rows.numpy()] = features.float().cpu().numpy()
-        self._done[rows.numpy()] = 1
+        """Keep features (m, K, D) of rows (m,).
+
+        Written as a file is, for a full disk kills a process that writes to mapped memory.
+
+        Raises:
+            UserError: If there is no room for them.
+        """
+        values, size = features.float().cpu().contiguous().numpy(), int(np.prod(self.shape[1:])) * 4
+        try:
+            with open(self.folder / "values", "rb+", buffering=0) as file:
+                for row, value in zip(rows.tolist(), values, strict=True):
+                    _write(file.fileno(), value.tobytes(), row * size)
+            with open(self.folder / "done", "rb+", buffering=0) as file:
+                for row in rows.tolist():
+                    _write(file.fileno(), b"\1", row)
+        except OSError as error:
+            raise self._unwritable(error) from None
 
     def fetch(self, rows: Tensor) -> Tensor:
         """Features (m, K, D) float32 of rows (m,) int64."""
@@ -62,15 +81,21 @@ class FeatureFile:
 
     @cached_property
     def _values(self) -> Any:
-        return np.memmap(self.folder / "values", np.float32, "r+", shape=self.shape)
+        return np.memmap(self.folder / "values", np.float32, "r", shape=self.shape)
 
     @cached_property
     def _done(self) -> Any:
-        return np.memmap(self.folder / "done", np.uint8, "r+", shape=self.shape[:1])
+        return np.memmap(self.folder / "done", np.uint8, "r", shape=self.shape[:1])
 
     def __getstate__(self) -> dict[str, Any]:
         """What data workers get: the files' names, not what is in them."""
         return {"folder": self.folder, "shape": self.shape}
+
+
+def _write(file: int, content: bytes, place: int) -> None:
+    while content:
+        written = os.pwrite(file, content, place)
+        content, place = content[written:], place + written
 
 
 class FeatureTable:

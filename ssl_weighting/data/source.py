@@ -64,6 +64,12 @@ def identity(source: Source) -> str:
     return str(own())
 
 
+def identity_of_views(source: Source) -> str:
+    """What a source hands out for augmented views alone, in a digest; empty where that is nothing."""
+    own = getattr(source, "identity_of_views", str)
+    return str(own())
+
+
 class InMemory:
     """A :class:`Source` that is one tensor (n, ...)."""
 

@@ -113,7 +113,7 @@ class LabeledAndStreamed:
     """
 
     def __init__(self, given: ImageFiles, reader: StreamReader, identity: str) -> None:
-        self.given, self.reader, self.identity, self.image_size = given, reader, identity, given.size
+        self.given, self.reader, self.stream, self.image_size = given, reader, identity, given.size
         self.labels = torch.cat([given.labels, torch.full((reader.size,), -1)])
 
     def fetch(self, rows: Tensor) -> Tensor:
@@ -134,8 +134,13 @@ class LabeledAndStreamed:
     def checksum(self) -> str:
         """sha256 over that of the labelled files, the stream's identity and its length; the stream is not read."""
         return hashlib.sha256(
-            f"{self.given.checksum()} {self.identity} {self.reader.size}".encode()
+            f"{self.given.checksum()} {self.stream} {self.reader.size}".encode()
         ).hexdigest()
+
+    def identity(self) -> str:
+        """sha256 as that of :meth:`checksum`, but over what the labelled files' pixels are made of."""
+        own = f"{self.given.identity()} {self.stream} {self.reader.size}"
+        return hashlib.sha256(own.encode()).hexdigest()
 
     def describe(self, rows: Tensor) -> list[str]:
         """The labelled files' paths; of a streamed example its number in the stream, from 0."""

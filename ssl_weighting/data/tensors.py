@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 from torch.utils.data import Dataset, default_collate
 
 from ssl_weighting.augment import RandomFlipCrop
@@ -51,6 +52,16 @@ class DatasetSource:
         """sha256 over type, length and labels; the items are not read."""
         digest = hashlib.sha256(f"{type(self.dataset).__qualname__} {len(self.labels)}".encode())
         digest.update(self.labels.contiguous().numpy().data)
+        return digest.hexdigest()
+
+    def identity(self) -> str:
+        """sha256 over all items' inputs, which are read for it, one by one."""
+        digest = hashlib.sha256(b"items")
+        for row in range(len(self.labels)):
+            for leaf in pytree.tree_leaves(self.fetch(torch.tensor([row]))):
+                value = leaf.contiguous()
+                digest.update(f"{tuple(value.shape)} {value.dtype}".encode())
+                digest.update(value.view(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     def describe(self, rows: Tensor) -> list[str]:

@@ -113,6 +113,10 @@ class TextSource:
             result.update(part.contiguous().numpy().data)
         return result.hexdigest()
 
+    def identity_of_views(self) -> str:
+        """sha256 over what augmented views are made of besides the texts: paraphrases, or nothing."""
+        return "" if self.paraphrases is None else self.paraphrases.identity()
+
     def describe(self, rows: Tensor) -> list[str]:
         """See :class:`~ssl_weighting.data.source.Source`: the texts."""
         texts: list[str] = self.data.texts.take(pa.array(rows.numpy())).to_pylist()

@@ -1,10 +1,13 @@
 """Networks of other libraries and of one's own."""
 
+import json
 import sys
 
 import pytest
 import torch
 from jsonargparse import ArgumentParser
+from made_up import LFS_POINTER
+from safetensors.torch import save_file
 from torch import nn
 from torchvision import models
 
@@ -192,3 +195,80 @@ def test_timm_that_cannot_be_had_is_said_in_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(UserError, match=r"timm is not installed; pip install 'ssl-weighting\[timm\]'"):
         TimmModel("resnet18")
+
+
+@pytest.fixture
+def timm_folder(tmp_path):
+    """A folder as timm writes it, by hand, of a network of random weights; and that network."""
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(3)
+    model = timm.create_model("test_resnet", num_classes=7).eval()
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    shown = {"mean": [0.5] * 3, "std": [0.5] * 3, "input_size": [3, 160, 160], "classifier": "fc"}
+    shown |= {"first_conv": "conv1"}
+    content = {"architecture": "test_resnet", "num_classes": 7, "pretrained_cfg": shown}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    return tmp_path, model
+
+
+def test_a_folder_of_timm(timm_folder):
+    folder, model = timm_folder
+    x = torch.rand(2, 3, 32, 32)
+    backbone = TimmModel(str(folder), pretrained=True, frozen=True).eval()
+    expected = model.forward_head(model.forward_features(x), pre_logits=True)
+    torch.testing.assert_close(backbone(x), expected)
+    assert backbone.frozen and backbone.feature_dim == expected.shape[1]
+    torch.manual_seed(0)
+    assert not torch.equal(TimmModel(str(folder)).eval()(x), expected)  # pretrained: false
+
+
+def cut(folder):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def pointer(folder):
+    (folder / "model.safetensors").write_text(LFS_POINTER)
+
+
+def other_weights(folder):
+    save_file({"x": torch.zeros(2)}, folder / "model.safetensors")
+
+
+def none(folder):
+    (folder / "model.safetensors").unlink()
+
+
+def no_json(folder):
+    (folder / "config.json").write_text("{")
+
+
+def of_transformers(folder):
+    (folder / "config.json").write_text('{"model_type": "vit", "architectures": ["ViTModel"]}')
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (cut, "cannot be made"),
+        (pointer, "its model.safetensors is a pointer of git-lfs"),
+        (other_weights, "its weights lack .* and .* more; give a whole network"),
+        (none, "cannot be made"),
+        (no_json, "cannot be made"),
+        (of_transformers, "is no folder of timm's; give --model.backbone VisionTransformer"),
+    ],
+)
+def test_a_folder_of_timm_that_is_not_whole(timm_folder, spoil, message):
+    folder, _ = timm_folder
+    spoil(folder)
+    with pytest.raises(UserError, match=rf"^model\.backbone\.name=.*{message}") as error:
+        TimmModel(str(folder), pretrained=True)
+    one_line(error)
+
+
+def test_what_is_frozen_as_it_was_drawn_is_said():
+    pytest.importorskip("timm")
+    with pytest.warns(UserWarning, match=r"pretrained=false: a frozen network .*pretrained true$"):
+        TimmModel("test_resnet", frozen=True)
+    with pytest.warns(UserWarning, match=r"weights=null: a frozen network .*weights DEFAULT$"):
+        TorchvisionModel("shufflenet_v2_x0_5", frozen=True)

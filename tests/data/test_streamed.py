@@ -12,6 +12,7 @@ from PIL import Image
 
 from ssl_weighting.app.cli import main
 from ssl_weighting.data import Stream
+from ssl_weighting.data.source import identity
 from ssl_weighting.data.streamed import StreamedImages
 from ssl_weighting.errors import UserError
 
@@ -250,3 +251,10 @@ def test_thumbnails_show_the_whole_image(folder):
     assert [image.getpixel((0, 0)) for image in shown] == [(31, 224, 7), (255, 0, 0), (2, 253, 7)]
     assert source.names(torch.tensor([first + 31, 5])) == ["example 31 of the stream", "cat/5.png"]
     assert source.folder == str(folder / "labeled")
+
+
+def test_what_its_pixels_are_made_of_has_a_name(folder):
+    """By which features of a frozen encoder are kept."""
+    first = identity(data(folder).load(True))
+    assert identity(data(folder).load(True)) == first
+    assert identity(data(folder, size=10).load(True)) != first
