@@ -25,7 +25,7 @@ def nats(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def calibrated(held_out: np.ndarray, labels: np.ndarray) -> float:
     """The temperature under which held-out probabilities (n, C) have the least loss."""
     logits = np.log(np.maximum(held_out, 1e-9))
-    return min(map(float, TEMPERATURES), key=lambda t: float(nats(logits / t, labels).mean()))
+    return float(min(TEMPERATURES, key=lambda t: float(nats(logits / t, labels).mean())))
 
 
 def cooled(probabilities: np.ndarray, temperature: float) -> np.ndarray:
