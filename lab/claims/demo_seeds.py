@@ -1,0 +1,52 @@
+"""The demo on further seeds, with the ceiling that perfect weights would have: every row has the same labels.
+
+    python -m lab.claims.demo_seeds --first 10 --seeds 5 --out docs/results/demo.csv [--jobs 2]
+
+The recipe `demo` and its rows, and `own images only`: all λ = 1 on a pool without anything foreign, which nobody has.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+
+from lab.grid import Row, grid_options, make_rows
+from ssl_weighting.app.demo import METHODS, errors_table, train
+
+PLAIN = METHODS["UDA, λ = 1"]
+ARMS = METHODS | {"UDA, own images only (ceiling)": [*PLAIN, "--data.pool_classes", "null"]}
+
+
+def run(arm: str, seed: int) -> list[Row]:
+    """The row of one run, but for its key."""
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as runs:
+        outcome = train(ARMS[arm], seed, Path(runs))
+    row = {"test_error": f"{outcome.error:.4f}", "seconds": f"{time.perf_counter() - began:.0f}"}
+    if (found := outcome.found) is not None:
+        row |= {"foreign_below": f"{found.foreign_below:.4f}", "own_below": f"{found.own_below:.4f}"}
+        row |= {"foreign_among_least": str(found.foreign_among_least)}
+    return [row]
+
+
+def main() -> None:
+    """Make the rows that are missing, and print the table."""
+    parser = grid_options(__doc__)
+    parser.add_argument("--first", type=int, default=10, help="first seed")
+    parser.add_argument("--seeds", type=int, default=5, help="how many seeds")
+    options = parser.parse_args()
+    seeds = range(options.first, options.first + options.seeds)
+    jobs = {(arm, str(seed)): partial(run, arm, seed) for seed in seeds for arm in ARMS}
+    rows = make_rows(jobs, ("arm", "seed"), options)
+    errors: dict[str, dict[int, float]] = {arm: {} for arm in ARMS}
+    for row in rows:
+        errors[row["arm"]][int(row["seed"])] = float(row["test_error"])
+    Console(soft_wrap=True).print(errors_table(errors))
+
+
+if __name__ == "__main__":
+    main()
