@@ -4,8 +4,8 @@
 
 Digits of the recipe `digits_dirty`: five classes known, ten labels, half of the pool of the five others, UDA with all
 λ = 1. Every fourth step each example of a batch is given all scores, by a plug-in influence that computes them all and
-moves no weight; they are averaged over training. Printed: area under the ROC curve, own against foreign, of single glances
-(one batch each, averaged) and of each example's average, as λ sums them up.
+moves no weight; they are averaged over training. Printed: area under the ROC curve, own against foreign, of single
+glances (one batch each, averaged) and of each example's average, as λ sums them up.
 """
 
 from __future__ import annotations
