@@ -81,8 +81,9 @@ def main(argv: list[str]) -> int:
         "pool shows 0 to 4, which belong to no class. What is done with the pool:\n"
     )
     started = time.monotonic()
+    threads = max(1, free_cores() // max(1, options.processes))
     jobs = {
-        (method, seed): partial(train, METHODS[method], seed, options.runs, options.processes)
+        (method, seed): partial(train, METHODS[method], seed, options.runs, threads)
         for seed in range(FIRST_SEED, FIRST_SEED + options.seeds)
         for method in METHODS
     }
@@ -109,20 +110,20 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def train(method: list[str], seed: int, runs: Path, processes: int = 1) -> Outcome:
+def train(method: list[str], seed: int, runs: Path, threads: int = 1) -> Outcome:
     """One run of the demo, in this process, which prints nothing.
 
     Args:
         method: Options of ``fit`` on top of the recipe's.
         seed: Of the split and of the run.
         runs: Folder that the run's folder goes into.
-        processes: How many such runs share the cores.
+        threads: To compute with; another number rounds differently.
     """
     import torch
 
     from ssl_weighting.app.cli import run_lightning
 
-    torch.set_num_threads(max(1, free_cores() // processes))
+    torch.set_num_threads(threads)
     with contextlib.redirect_stdout(io.StringIO()):
         directory = run_lightning(
             ["fit", "--config", RECIPE, "--seed_everything", str(seed), "--runs", str(runs), *method]
