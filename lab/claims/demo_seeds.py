@@ -1,6 +1,6 @@
 """The demo on further seeds, with the ceiling that perfect weights would have: every row has the same labels.
 
-    python -m lab.claims.demo_seeds --first 10 --seeds 5 --out docs/results/demo.csv [--jobs 2]
+    python -m lab.claims.demo_seeds --seeds 5 --out docs/results/demo.csv [--jobs 2]
 
 The recipe `demo` and its rows, and `own images only`: all λ = 1 on a pool without anything foreign, which nobody has.
 """
@@ -10,12 +10,13 @@ from __future__ import annotations
 import tempfile
 import time
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 from rich.console import Console
 
 from lab.grid import Row, grid_options, make_rows
-from ssl_weighting.app.demo import METHODS, errors_table, train
+from ssl_weighting.app.demo import FIRST_SEED, METHODS, errors_table, train
 
 PLAIN = METHODS["UDA, λ = 1"]
 ARMS = METHODS | {"UDA, own images only (ceiling)": [*PLAIN, "--data.pool_classes", "null"]}
@@ -36,11 +37,11 @@ def run(arm: str, seed: int) -> list[Row]:
 def main() -> None:
     """Make the rows that are missing, and print the table."""
     parser = grid_options(__doc__)
-    parser.add_argument("--first", type=int, default=10, help="first seed")
     parser.add_argument("--seeds", type=int, default=5, help="how many seeds")
     options = parser.parse_args()
-    seeds = range(options.first, options.first + options.seeds)
-    jobs = {(arm, str(seed)): partial(run, arm, seed) for seed in seeds for arm in ARMS}
+    seeds = range(FIRST_SEED, FIRST_SEED + options.seeds)
+    keys = sorted(product(ARMS, seeds), key=lambda key: (key[0] not in METHODS, key[1]))  # the ceiling last
+    jobs = {(arm, str(seed)): partial(run, arm, seed) for arm, seed in keys}
     rows = make_rows(jobs, ("arm", "seed"), options)
     errors: dict[str, dict[int, float]] = {arm: {} for arm in ARMS}
     for row in rows:

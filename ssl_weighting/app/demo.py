@@ -28,8 +28,8 @@ METHODS: dict[str, list[str]] = {
     LEARNED: [],
 }
 RECIPE = "demo"
-FIRST_SEED = 10
-"""The recipe's settings were chosen on seeds 0 to 2, which therefore show nothing."""
+FIRST_SEED = 20
+"""The recipe's settings were chosen on seeds 0 to 2, and others looked at on 10 to 13: these therefore show nothing."""
 LEAST = 100
 """Examples of least weight that are looked at."""
 
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> int:
     """
     parser = argparse.ArgumentParser(prog="ssl-weighting demo", description=__doc__, allow_abbrev=False)
     parser.add_argument(
-        "--seeds", type=int, default=3, help="seeds from 10 on, and so splits, a method (default 3)"
+        "--seeds", type=int, default=3, help="seeds from 20 on, and so splits, a method (default 3)"
     )
     parser.add_argument(
         "--runs", type=home_path, default=Path("runs"), help="folder that run folders go into"
@@ -77,7 +77,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--seeds {options.seeds}: must be at least 1")
     console = Console(soft_wrap=True)
     console.print(
-        "Digits 5 to 9 are known, with 40 labels in all, and all of them train in every row.\nHalf of the unlabelled "
+        "Digits 5 to 9 are known, with 20 labels in all, and all of them train in every row.\nHalf of the unlabelled "
         "pool shows 0 to 4, which belong to no class. What is done with the pool:\n"
     )
     started = time.monotonic()
@@ -160,7 +160,7 @@ def errors_table(errors: Mapping[str, Mapping[int, float]]) -> Table:
         errors: Errors in [0, 1] of every method by seed.
     """
     seeds = sorted(next(iter(errors.values())))
-    table = Table(title="test error in %, the same 40 labels in every row", title_justify="left")
+    table = Table(title="test error in %, the same 20 labels in every row", title_justify="left")
     table.add_column("")
     for seed in seeds:
         table.add_column(f"seed {seed}", justify="right")
