@@ -2,7 +2,8 @@
 
     python -m lab.claims.demo_seeds --seeds 5 --out docs/results/demo.csv [--jobs 2]
 
-The recipe `demo` and its rows, and `own images only`: all λ = 1 on a pool without anything foreign, which nobody has.
+The recipe `demo` and its rows; a logistic regression, which knows nothing of the pool; and `own images only`: all λ = 1
+on a pool without anything foreign, which nobody has.
 """
 
 from __future__ import annotations
@@ -12,18 +13,27 @@ import time
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from rich.console import Console
+from sklearn.linear_model import LogisticRegression
 
 from lab.grid import Row, grid_options, make_rows
 from ssl_weighting.app.demo import FIRST_SEED, METHODS, errors_table, train
+from ssl_weighting.app.recipes import find_recipe, read_recipe
+from ssl_weighting.data.digits import Digits
+from ssl_weighting.data.source import ExampleSet
 
 PLAIN = METHODS["UDA, λ = 1"]
-ARMS = METHODS | {"UDA, own images only (ceiling)": [*PLAIN, "--data.pool_classes", "null"]}
+PIXELS = "logistic regression on the pixels"
+ARMS = METHODS | {PIXELS: [], "UDA, own images only (ceiling)": [*PLAIN, "--data.pool_classes", "null"]}
 
 
 def run(arm: str, seed: int) -> list[Row]:
     """The row of one run, but for its key."""
+    if arm == PIXELS:
+        return [{"test_error": f"{pixels_error(seed):.4f}"}]
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as runs:
         outcome = train(ARMS[arm], seed, Path(runs))
@@ -32,6 +42,20 @@ def run(arm: str, seed: int) -> list[Row]:
         row |= {"foreign_below": f"{found.foreign_below:.4f}", "own_below": f"{found.own_below:.4f}"}
         row |= {"foreign_among_least": str(found.foreign_among_least)}
     return [row]
+
+
+def pixels_error(seed: int) -> float:
+    """Test error of a logistic regression on the labelled images' pixels, in [0, 1]."""
+    given: dict[str, Any] = read_recipe(find_recipe("demo"))["data"]["init_args"]
+    data = Digits(**given, split_seed=seed)
+    data.setup()
+    (x, y), (test_x, test_y) = (_pixels(data.sets[part]) for part in ("labeled", "test"))
+    return 1 - float(LogisticRegression(max_iter=2000).fit(x, y).score(test_x, test_y))
+
+
+def _pixels(examples: ExampleSet) -> tuple[np.ndarray, np.ndarray]:
+    batch = examples.__getitems__(range(len(examples)))
+    return batch.inputs.flatten(1).numpy() / 255, examples.labels.numpy()
 
 
 def main() -> None:
