@@ -2,10 +2,10 @@
 
     python -m lab.claims.foreign_examples [--seeds 4] [--out foreign_examples.csv] [--jobs 2]
 
-The demo's digits: five classes known, ten labels, half of the pool of the five others, UDA with all λ = 1. Every fourth
-step each example of a batch is given all scores, by a plug-in influence that computes them all and moves no weight; they
-are averaged over training. Printed: area under the ROC curve, own against foreign, of single glances (one batch each,
-averaged) and of each example's average, as λ sums them up.
+Digits of the recipe `digits_dirty`: five classes known, ten labels, half of the pool of the five others, UDA with all
+λ = 1. Every fourth step each example of a batch is given all scores, by a plug-in influence that computes them all and
+moves no weight; they are averaged over training. Printed: area under the ROC curve, own against foreign, of single
+glances (one batch each, averaged) and of each example's average, as λ sums them up.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Recorder(Influence):
 
 
 def run(pool: str, seed: int) -> list[Row]:
-    """A row a score of one training, as the recipe `demo` has it but for the weights."""
+    """A row a score of one training, as the recipe `digits_dirty` has it but for the weights."""
     quiet()
     seed_everything(seed, verbose=False)
     recorder = Recorder()
