@@ -33,7 +33,7 @@ from ssl_weighting.protocols import Model
 from ssl_weighting.randomness import seed_by
 from ssl_weighting.survey import take_survey
 from ssl_weighting.terms import Objective
-from ssl_weighting.theta import Step, Theta, ThetaOptions
+from ssl_weighting.theta import Step, Theta, ThetaOptions, keep_to_scope
 from ssl_weighting.trial import Trial
 from ssl_weighting.views import Batches, Views, laid_out
 from ssl_weighting.weighting import Weighting, WeightingOptions
@@ -89,14 +89,13 @@ class SSLModule(LightningModule):
         nothing = "with kind: fixed nothing unlabelled would count; give 1"
         require("model.weighting.init", weighting.init, not ignored, nothing)
         self.automatic_optimization = False
-        self.encoder, self.features = (
-            Encoder(backbone, features.resize) if backbone.frozen else None,
-            features,
-        )
+        self.encoder = Encoder(backbone, features.resize) if backbone.frozen else None
+        self.features = features
         backbone = backbone if self.encoder is None else trained_on(self.encoder, features.hidden)
         self.model = Classifier(
             backbone, num_classes, symmetric_binary_head, algorithm.extra_heads, target_pass == "apart"
         )
+        keep_to_scope(self.model, theta.scope)
         if channels_last:
             self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.ema = MovingAverage(self.model, theta.ema_decay)

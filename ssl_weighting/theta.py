@@ -19,6 +19,7 @@ from ssl_weighting.ema import MovingAverage
 from ssl_weighting.errors import UserError
 from ssl_weighting.guards import FiniteGuard
 from ssl_weighting.influence.base import Influence, ThetaStep
+from ssl_weighting.influence.scope import check_scope, scope_parameters
 from ssl_weighting.schedules import Schedule, make_schedule
 from ssl_weighting.snapshot import Snapshot
 from ssl_weighting.terms import Objective
@@ -44,6 +45,10 @@ class ThetaOptions:
         clip_norm: Largest norm of θ's gradient; ``null`` for no clipping. (IMDB: 1.)
         accumulate: Batches whose gradients are averaged into one θ step.
         ema_decay: Decay of the moving average of θ that is evaluated; 0 evaluates θ itself.
+        scope: What of the network is trained, besides its heads: ``all``, ``last_block`` (its last block and what follows
+            it), ``last_layer`` (nothing), or a regular expression, searched for in the parameters' names. The rest
+            keeps its pretrained weights; its batch statistics go on. Where nothing is trained, ``frozen: true`` of the
+            backbone is faster by far.
 
     Raises:
         UserError: On an argument out of range, naming it.
@@ -56,9 +61,11 @@ class ThetaOptions:
     clip_norm: float | None = None
     accumulate: int = 1
     ema_decay: float = 0.999
+    scope: str = "all"
 
     def __post_init__(self) -> None:
         key = "model.theta"
+        check_scope(self.scope, f"{key}.scope")
         require(f"{key}.accumulate", self.accumulate, self.accumulate >= 1, "must be at least 1")
         require(
             f"{key}.lr_warmup_steps", self.lr_warmup_steps, self.lr_warmup_steps >= 0, "must be at least 0"
@@ -71,6 +78,24 @@ class ThetaOptions:
                 self.clip_norm > 0,
                 "must be above 0; null for no clipping",
             )
+
+
+def keep_to_scope(network: nn.Module, scope: str) -> None:
+    """Freeze what is not trained.
+
+    Args:
+        network: A classifier.
+        scope: See :class:`ThetaOptions`.
+
+    Raises:
+        UserError: If nothing of the network matches.
+    """
+    if scope == "all":
+        return
+    trained = scope_parameters(network, scope, key="model.theta.scope")
+    for name, parameter in network.named_parameters():
+        if name not in trained and not name.startswith("heads."):
+            parameter.requires_grad_(False)
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,12 @@ def readable(name: str) -> str:
     return name.replace("_orig_mod.", "")
 
 
-def check_scope(scope: str) -> str:
+def check_scope(scope: str, key: str = "model.influence.scope") -> str:
     """``scope``, if it is a preset or a regular expression.
+
+    Args:
+        scope: As it was given.
+        key: The option, for the message.
 
     Raises:
         UserError: If it is neither.
@@ -27,12 +31,14 @@ def check_scope(scope: str) -> str:
         re.compile(scope)
     except re.error as error:
         raise UserError(
-            f"model.influence.scope={scope!r}: not one of {', '.join(PRESETS)}, nor a regular expression: {error}"
+            f"{key}={scope!r}: not one of {', '.join(PRESETS)}, nor a regular expression: {error}"
         ) from None
     return scope
 
 
-def scope_parameters(network: nn.Module, scope: str, head: str = "classifier") -> dict[str, Tensor]:
+def scope_parameters(
+    network: nn.Module, scope: str, head: str = "classifier", key: str = "model.influence.scope"
+) -> dict[str, Tensor]:
     """The trainable parameters of a scope, detached, by their names in ``network.named_parameters()``.
 
     Args:
@@ -43,6 +49,7 @@ def scope_parameters(network: nn.Module, scope: str, head: str = "classifier") -
             parameters, of its outermost list of layers. ``all``: every parameter. Else a regular
             expression, searched for in the names.
         head: Which head counts as the last layer.
+        key: The option that gave the scope, for the message.
 
     Returns:
         Names to tensors, in the network's order. Frozen parameters are left out.
@@ -66,9 +73,7 @@ def scope_parameters(network: nn.Module, scope: str, head: str = "classifier") -
     else:
         chosen = {n: p for n, p in trainable.items() if re.search(scope, readable(n))}
     if not chosen:
-        raise UserError(
-            f"model.influence.scope={scope!r}: matches no trainable parameter, such as {_examples(trainable)}"
-        )
+        raise UserError(f"{key}={scope!r}: matches no trainable parameter, such as {_examples(trainable)}")
     return chosen
 
 
