@@ -22,6 +22,8 @@ from ssl_weighting.precision import check_precision
 from ssl_weighting.terms import LossTerm
 from ssl_weighting.weighting import WeightingOptions
 
+FAR = 0.07
+"""Difference of a channel's mean or deviation that makes two normalisations others."""
 MEND = "the last good checkpoint is kept; lower the learning rate, or raise model.influence.damping if it is an influence"
 """What helps where numbers are not finite."""
 
@@ -50,6 +52,8 @@ def check_setup(
     check_precision(trainer.precision)
     check_classes(num_classes, data)
     check_vocabulary(backbone, data)
+    if fits and is_first_process():
+        warn_of_normalisation(backbone, data)
     fine = not fits or trainer.max_steps >= 1
     require("trainer.max_steps", trainer.max_steps, fine, "say how many θ steps to train, at least 1")
     if compiles_for is not None:
@@ -81,6 +85,33 @@ def check_vocabulary(backbone: nn.Module, data: SSLData) -> None:
             f"data.tokenizer={getattr(data, 'tokenizer_name', None)}: knows {known} word pieces, and the encoder "
             f"{expected}: its files (tokenizer.json or vocab.txt) are missing or another encoder's; put the encoder's "
             "own into its folder"
+        )
+
+
+def warn_of_normalisation(backbone: nn.Module, data: SSLData) -> None:
+    """Say that images are not normalised as a pretrained network expects.
+
+    Args:
+        backbone: The network; knows its ``mean`` and ``std`` if it is pretrained.
+        data: The data module.
+    """
+    expected = [tuple(getattr(backbone, name, ())) for name in ("mean", "std")]
+    given = [tuple(part) for part in (data.mean, data.std)]
+    if not all(expected) or not all(len(a) == len(b) for a, b in zip(expected, given, strict=True)):
+        return
+    apart = max(
+        abs(a - b)
+        for one, other in zip(expected, given, strict=True)
+        for a, b in zip(one, other, strict=True)
+    )
+    if apart > FAR:
+        means = [", ".join(f"{value:.3g}" for value in values) for values in (expected[0], given[0])]
+        better = "range" if abs(expected[0][2] - 0.5) < abs(expected[0][2] - 0.406) else "imagenet"
+        hint = f"; type --data.normalise_by {better}" if hasattr(data, "normalise_by") else ""
+        warnings.warn(
+            f"model.backbone={type(backbone).__name__}: was trained on images of mean {means[0]}, and these are "
+            f"normalised by {means[1]}{hint}",
+            stacklevel=2,
         )
 
 

@@ -204,3 +204,24 @@ def test_weights_that_will_not_move_are_said(warmup, inner, mend):
 def test_weights_that_will_not_move_are_said_before_training():
     with pytest.warns(UserWarning, match="no weight will move"):
         bare_trainer(1, "cpu").fit(module(Identity(scope="last_layer")), digits())
+
+
+@pytest.mark.parametrize(("given", "better"), [("imagenet", "range"), ("range", "imagenet")])
+def test_another_normalisation_than_the_encoders_is_said(given, better):
+    from types import SimpleNamespace
+
+    from ssl_weighting.guards import warn_of_normalisation
+
+    half, imagenet = ((0.5,) * 3, (0.5,) * 3), ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    kinds = {"range": half, "imagenet": imagenet}
+    data = SimpleNamespace(mean=kinds[given][0], std=kinds[given][1], normalise_by=given)
+    expected = torch.nn.Module()
+    expected.mean, expected.std = kinds[better]
+    with pytest.warns(UserWarning, match=f"--data.normalise_by {better}"):
+        warn_of_normalisation(expected, data)
+    fits = torch.nn.Module()
+    fits.mean, fits.std = kinds[given]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for silent in (fits, torch.nn.Module()):
+            warn_of_normalisation(silent, data)

@@ -26,6 +26,10 @@ class TimmModel(Backbone):
         last_block: See :class:`~ssl_weighting.backbones.base.Backbone`; default: found by itself.
         frozen: Nothing of it is trained: see :class:`~ssl_weighting.backbones.base.Backbone`.
 
+    Attributes:
+        mean: A channel's, by which images were normalised when it was trained; empty where it is not pretrained.
+        std: As ``mean``.
+
     Raises:
         UserError: If timm is not installed, there is no such model, or its weights cannot be got.
     """
@@ -66,6 +70,8 @@ class TimmModel(Backbone):
             ) from None
         if pretrained and source != name:
             _check_whole(folder, self.model)
+        shown = getattr(self.model, "pretrained_cfg", None) or {} if pretrained else {}
+        self.mean, self.std = (tuple(map(float, shown.get(key) or ())) for key in ("mean", "std"))
         self.feature_dim = int(getattr(self.model, "head_hidden_size", None) or self.model.num_features)
         if last_block:
             self.last_block = rf"model\.(?:{last_block})"

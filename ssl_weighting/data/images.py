@@ -231,7 +231,7 @@ class Images(SSLData):
             )
         self.given = self._numbered(named, "data.labeled", labeled)
         self.augmentations = {"weak": RandomFlipCrop(padding=max(1, size // 8), flip=flip)}
-        imagenet = normalise_by == "imagenet"
+        self.normalise_by, imagenet = normalise_by, normalise_by == "imagenet"
         self.mean = (0.485, 0.456, 0.406) if imagenet else (0.5, 0.5, 0.5)
         self.std = (0.229, 0.224, 0.225) if imagenet else (0.5, 0.5, 0.5)
         self.has_test = test is not None

@@ -69,11 +69,8 @@ def on_hub(name: str) -> bool:
 
 def normalisation(encoder: Backbone) -> str:
     """``range`` or ``imagenet``: which of the two is nearer to what an image encoder was trained with."""
-    model = getattr(encoder, "model", None)
-    mean = getattr(encoder, "mean", None) or (getattr(model, "pretrained_cfg", None) or {}).get("mean")
-    if mean is None:
-        return "imagenet"
-    return "range" if abs(float(cast(Any, mean)[2]) - 0.5) < 0.05 else "imagenet"
+    mean = tuple(getattr(encoder, "mean", ()))
+    return "range" if mean and abs(mean[2] - 0.5) < abs(mean[2] - 0.406) else "imagenet"
 
 
 def _named(name: str) -> tuple[str, dict[str, Any]]:
