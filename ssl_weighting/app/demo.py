@@ -161,7 +161,7 @@ def errors_table(errors: Mapping[str, Mapping[int, float]]) -> Table:
     """
     seeds = sorted(next(iter(errors.values())))
     table = Table(title="test error in %, the same 20 labels in every row", title_justify="left")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for seed in seeds:
         table.add_column(f"seed {seed}", justify="right")
     table.add_column("mean ± std", justify="right")
@@ -183,7 +183,7 @@ def _found_table(outcomes: Mapping[int, Outcome]) -> Table:
     seeds = sorted(outcomes)
     found = [o.found for _, o in sorted(outcomes.items()) if o.found is not None]
     table = Table(title="what the learned weights found (λ = 1: nothing)", title_justify="left")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for seed in seeds:
         table.add_column(f"seed {seed}", justify="right")
     rows = {
