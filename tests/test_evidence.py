@@ -193,5 +193,7 @@ def test_a_checkpoint_of_another_kind_is_refused(tmp_path):
     _, trainer = evidence_run(tmp_path)
     trainer.save_checkpoint(tmp_path / "e.ckpt")
     other = ssl_module(10, SmallConvNet(1, channels=(8, 8)), UDA(threshold=None), weighting_inner_steps=2)
-    with pytest.raises(UserError, match=r"model\.weighting\.kind: the checkpoint holds another kind of state"):
+    with pytest.raises(
+        UserError, match=r"model\.weighting\.kind: the checkpoint holds another kind of state"
+    ):
         bare_trainer(8, "cpu", default_root_dir=tmp_path).fit(other, digits(), ckpt_path=tmp_path / "e.ckpt")
