@@ -189,6 +189,14 @@ def test_every_weight_can_be_read_and_phi_is_logged(tmp_path):
     assert module.latest["weights/phi_energy"] == float(module.weighting.weights.phi[4])
 
 
+def test_rows_on_the_disk_of_another_kind_are_refused(tmp_path):
+    evidence_run(tmp_path, weighting_storage="disk")
+    with pytest.raises(
+        UserError, match=r"weights\.rows: .* or of another model\.weighting\.kind: leave that as it was"
+    ):
+        evidence_run(tmp_path, weighting_storage="disk", weighting_kind="per_example")
+
+
 def test_a_checkpoint_of_another_kind_is_refused(tmp_path):
     _, trainer = evidence_run(tmp_path)
     trainer.save_checkpoint(tmp_path / "e.ckpt")
