@@ -149,7 +149,7 @@ class SSLModule(LightningModule):
         if not done.made:
             self._skip()
             return
-        self.weighting.stats.update_predictions(done.predictions)
+        self.weighting.note(done.predictions)
         with torch.no_grad():
             self.algorithm.after_step(self.views.show(batch), self.context)
         self._log_theta_step(objective, done)

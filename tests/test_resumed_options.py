@@ -136,7 +136,11 @@ def test_every_option_is_tried():
         f"{group}_{field.name}" for group, kind in GROUPS.items() for field in dataclasses.fields(kind)
     }
     fixed = {key.removeprefix("model.").replace(".", "_") for key in FIXED if key.startswith("model.")}
-    assert options == {*NEW} | fixed | SAME_NUMBERS | {"backbone", "weighting_update_masked"}
+    assert options == {*NEW} | fixed | SAME_NUMBERS | {
+        "backbone",
+        "weighting_update_masked",
+        "weighting_prior",
+    }
 
 
 def test_the_same_options_are_a_run_left_alone(begun, tmp_path):
@@ -241,6 +245,7 @@ REFUSED = {
     "another network": ({"backbone": lambda: SmallConvNet(1, (4, 4))}, r"model\.backbone: the checkpoint holds another"),
     "a method with state of its own": ({"algorithm": lambda: FreeMatch(strong=[Noise()])}, r"model\.algorithm: "),
     "one weight for all": ({"weighting_kind": "single"}, r"model\.weighting\.kind: "),
+    "weights by evidence": ({"weighting_kind": "evidence"}, r"model\.weighting\.kind: "),
 }  # fmt: skip
 
 

@@ -134,6 +134,7 @@ def cases() -> dict[str, Callable[[], Case]]:
         "plain head": {"classes": 2, "symmetric_binary_head": False},
         "fixed": {"weighting_kind": "fixed"},
         "single": {"weighting_kind": "single"},
+        "evidence": {"weighting_kind": "evidence"},
         "disk": {"weighting_storage": "disk"},
         "sharded": {"weighting_storage": "sharded"},
         "per_example": {"weighting_bias_correction": "per_example"},
@@ -167,6 +168,9 @@ def cases() -> dict[str, Callable[[], Case]]:
     }
     for storage in ("memory", "sharded", "disk"):
         found[f"two processes {storage}"] = partial(dict, world=2, weighting_storage=storage)
+        found[f"two processes evidence {storage}"] = partial(
+            dict, world=2, weighting_storage=storage, weighting_kind="evidence"
+        )
     found["two processes single"] = lambda: {"world": 2, "weighting_kind": "single"}
     return found
 

@@ -78,7 +78,7 @@ DATA: Options = {
 }
 POINTS: Options = {"shape": ["moons", "circles", "linear", "spiral"], "noise": [None, 0.0, -1.0, INFINITY]}
 MODEL: Options = {
-    "weighting_kind": ["per_example", "single", "fixed"],
+    "weighting_kind": ["per_example", "evidence", "single", "fixed"],
     "weighting_inner_steps": [1, 2, 100, 0],
     "weighting_warmup_steps": [0, 1, 10**6, -1],
     "weighting_lr": [0.01, 10.0, 0.0, -1.0, NAN],

@@ -80,7 +80,7 @@ CHANGED_MOST = """\
 What people change most, each written as --key value after fit (`fit --help` lists all):
   --data.num_labeled N  --data.num_validation N     how many labels there are
   --data.root DIR                                   where the data lies
-  --model.weighting.kind per_example|single|fixed        learn a weight each, one for all, or none
+  --model.weighting.kind per_example|evidence|single|fixed    a weight each, by evidence, one for all, or none
   --model.weighting.inner_steps N  --model.weighting.lr η        how often and how far weights move
   --trainer.max_steps N  --seed_everything N  --runs DIR
 """

@@ -43,6 +43,10 @@ def print_summary(
     if module.weighting.learns:
         table.add_row("λ mean, min, max", f"{values.mean():.3f}, {values.min():.3f}, {values.max():.3f}")
         table.add_row("unlabelled examples moved", f"{moved} of {len(values)}")
+        if phi := module.weighting.weights.told():
+            table.add_row(
+                "φ of the evidence", ", ".join(f"{name} {value:+.2f}" for name, value in phi.items())
+            )
     console = Console(soft_wrap=True)
     console.print(table)
     console.print(f"run folder: {directory}", highlight=False, markup=False)

@@ -70,7 +70,8 @@ class RowFile:
         if (size, width) != (self.size, self.width) or self.path.stat().st_size != expected:
             raise UserError(
                 f"{self.path}: holds {size} rows in {self.path.stat().st_size} bytes, the data has {self.size} "
-                f"unlabelled examples and needs {expected} bytes; it is damaged, or another run's"
+                f"unlabelled examples and needs {expected} bytes; it is damaged, another run's, or "
+                "of another model.weighting.kind: leave that as it was"
             )
 
     @property

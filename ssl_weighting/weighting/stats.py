@@ -38,17 +38,19 @@ class Predictions(NamedTuple):
         rows: (B,) int64, rows of Λ.
         target: (B, C), the pseudo-label.
         confidence: (B,), how much it is believed; ``None`` for the target's largest entry.
+        logits: (B, C), detached, what was compared to it; ``evidence`` weights look at them.
     """
 
     rows: Tensor
     target: Tensor
     confidence: Tensor | None
+    logits: Tensor | None = None
 
 
 def predictions_of(objective: Objective) -> list[Predictions]:
     """The pseudo-labels of a batch, of every term on unlabelled examples."""
     return [
-        Predictions(term.row, term.target, term.confidence)
+        Predictions(term.row, term.target, term.confidence, term.logits.detach())
         for term in objective.terms
         if term.row is not None and term.head == "classifier"
     ]
@@ -80,7 +82,7 @@ class ExampleStats(Table):
 
         Each process hands over what it saw; all of them note it.
         """
-        for rows, target, confidence in predictions:
+        for rows, target, confidence, _ in predictions:
             largest, label = target.max(-1)
             believed = (largest if confidence is None else confidence).float()
             if process_count() > 1:

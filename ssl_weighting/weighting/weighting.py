@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ from ssl_weighting.errors import NonFiniteError
 from ssl_weighting.influence import Influence
 from ssl_weighting.protocols import Network
 from ssl_weighting.terms import LossTerm, Objective
-from ssl_weighting.weighting.options import WeightingOptions
+from ssl_weighting.weighting.evidence import EVIDENCE, EvidenceWeights
+from ssl_weighting.weighting.options import Kind, WeightingOptions
 from ssl_weighting.weighting.parquet import read_weights
 from ssl_weighting.weighting.row_file import RowFile, open_rows
 from ssl_weighting.weighting.rules import MOMENTS, Rule, make_rule
-from ssl_weighting.weighting.stats import COLUMNS, ExampleStats, Statistics, predictions_of
+from ssl_weighting.weighting.stats import COLUMNS, ExampleStats, Predictions, Statistics, predictions_of
 from ssl_weighting.weighting.table import Column, Table, defaults_of
 
 CHUNK = 2**20
@@ -33,9 +34,9 @@ def _weight_columns(init: float, moments: int) -> dict[str, Column]:
     return {"values": Column(init), "moments": Column(0.0, width=moments)}
 
 
-def row_defaults(init: float) -> Tensor:
-    """A row of ``weights.rows`` as it is before its example was seen, (8,) float32."""
-    return defaults_of(_weight_columns(init, MOMENTS), COLUMNS)
+def row_defaults(init: float, kind: Kind = "per_example") -> Tensor:
+    """A row of ``weights.rows`` as it is before its example was seen, float32, (8,), of evidence (11,)."""
+    return defaults_of(EVIDENCE if kind == "evidence" else _weight_columns(init, MOMENTS), COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,13 @@ class Update:
         influences: (B,) of all processes, masked ones 0 unless they move too.
         weights: (B,), λ of the examples after the step.
         validation_loss: L_S(V', θ), a scalar.
+        phi: Parameters of λ by name, scalars, where it is a function.
     """
 
     influences: Tensor
     weights: Tensor
     validation_loss: Tensor
+    phi: Mapping[str, Tensor] = field(default_factory=dict)
 
     def numbers(self) -> dict[str, Tensor]:
         """What is logged of it."""
@@ -61,6 +64,7 @@ class Update:
             "influence/validation_loss": self.validation_loss,
             "weights/batch_mean": self.weights.mean(),
             "weights/batch_std": self.weights.std(correction=0),
+            **{f"weights/phi_{name}": value for name, value in self.phi.items()},
         }
 
 
@@ -138,6 +142,29 @@ class ExampleWeights(Table):
 
         self.update(None if self.rule.dense else rows, ("values", "moments"), change)
 
+    def note(self, predictions: Sequence[Predictions], stats: ExampleStats) -> None:
+        """Nothing: a weight of its own follows its influence alone."""
+
+    def told(self) -> dict[str, Tensor]:
+        """Nothing: there are no parameters."""
+        return {}
+
+    def fit_state(self, state: dict[str, Any], prefix: str, updates: Tensor | None) -> None:
+        """Fit rows of a checkpoint to the bounds and to the rule that hold now.
+
+        Args:
+            state: This process's rows, by names that begin with ``prefix``; is changed.
+            prefix: Of this table's names.
+            updates: (n,), how often each row moved; ``None`` where ``state`` is of something else.
+        """
+        if f"{prefix}values" not in state or updates is None:
+            return  # which loading it says
+        state[f"{prefix}values"] = state[f"{prefix}values"].clamp(*self.bounds)
+        moments, columns = state[f"{prefix}moments"], self.column("moments").shape[1]
+        if moments.shape[1] != columns:
+            counts = state[f"{prefix}_extra_state"]["steps"] if self.shared else updates
+            state[f"{prefix}moments"] = fitted_moments(moments, columns, counts)
+
     def get_extra_state(self) -> dict[str, int]:
         """The number of steps, for ``state_dict``."""
         return {"steps": self.steps}
@@ -156,7 +183,7 @@ class Weighting(nn.Module):
         learns: Whether there is a Λ to learn: not where a method looks at no unlabelled example.
     """
 
-    weights: ExampleWeights
+    weights: ExampleWeights | EvidenceWeights
     stats: ExampleStats
 
     def __init__(self, options: WeightingOptions, influence: Influence, learns: bool = True) -> None:
@@ -187,9 +214,10 @@ class Weighting(nn.Module):
         if self.options.storage != "disk":
             self.allocate(size)
         else:
-            defaults = row_defaults(self.options.init)
+            defaults = row_defaults(self.options.init, self.options.kind)
             self.allocate(size if fits else 0, open_rows(folder, size, defaults, strategy) if fits else None)
         if fits and self.options.weights is not None:
+            assert isinstance(self.weights, ExampleWeights)
             values = read_weights(self.options.weights, unlabeled)
             self.weights.begin(values if self.options.kind != "single" else values.mean()[None])
 
@@ -197,11 +225,15 @@ class Weighting(nn.Module):
         """Make room for |U| rows; does nothing the second time."""
         if hasattr(self, "weights"):
             return
-        o = self.options
-        moves = o.optimizer if o.kind != "fixed" else "sgd"  # which keeps no state
-        rule, sharded = make_rule(moves, o.lr, o.bias_correction), o.storage == "sharded"
-        self.weights = ExampleWeights(size, rule, o.init, o.bounds, o.kind == "single", sharded, file)
-        self.stats = ExampleStats(size, sharded, file, first=1 + MOMENTS)
+        o, sharded = self.options, self.options.storage == "sharded"
+        if o.kind == "evidence":
+            rule = make_rule("sgd" if o.optimizer == "sgd" else "adam", o.lr)
+            self.weights = EvidenceWeights(size, rule, o.lr * o.prior, o.init, o.bounds, sharded, file)
+        else:
+            moves = o.optimizer if o.kind != "fixed" else "sgd"  # which keeps no state
+            rule = make_rule(moves, o.lr, o.bias_correction)
+            self.weights = ExampleWeights(size, rule, o.init, o.bounds, o.kind == "single", sharded, file)
+        self.stats = ExampleStats(size, sharded, file, len(row_defaults(o.init, o.kind)) - len(COLUMNS))
 
     def due(self, step: int) -> bool:
         """Whether a Λ step follows θ step number ``step``: after the warm-up, and N since the last one (line 3)."""
@@ -215,6 +247,11 @@ class Weighting(nn.Module):
     def weighted(self, terms: list[LossTerm]) -> Objective:
         """Terms with the λ of their examples: L(D', U', θ, Λ)."""
         return Objective(terms, [None if t.row is None else self.weights.gather(t.row) for t in terms])
+
+    def note(self, predictions: Sequence[Predictions]) -> None:
+        """Note what examples of a batch were compared to. Each process hands over what it saw."""
+        self.weights.note(predictions, self.stats)
+        self.stats.update_predictions(predictions)
 
     @torch.no_grad()
     def step(self, network: Network, objective: Objective, validation: LossTerm) -> Update:
@@ -241,10 +278,10 @@ class Weighting(nn.Module):
         rows, gradient = all_processes(rows), all_processes(gradient)  # the same Λ step everywhere
         if not gradient.isfinite().all():
             raise refused or NonFiniteError("the influence is not finite")
+        self.note(predictions_of(objective))
         self.weights.step(rows, gradient, examples)  # line 12
-        self.stats.update_predictions(predictions_of(objective))
         self.stats.update_influences(rows, gradient)
-        return Update(gradient, self.weights.gather(rows), validation.loss())
+        return Update(gradient, self.weights.gather(rows), validation.loss(), self.weights.told())
 
     # ---- what others look at -------------------------------------------------------------------------------
 
@@ -258,7 +295,7 @@ class Weighting(nn.Module):
 
         With weights that are sharded every process must ask.
         """
-        rows = rows.to(self.weights.column("values").device)
+        rows = rows.to(self.stats.column("confidence").device)
         weights, stats = self.weights.gather(rows), self.stats.gather(rows)
         return weights.cpu(), Statistics(*(column.cpu() for column in stats))
 
@@ -279,13 +316,7 @@ class Weighting(nn.Module):
     def scatter_state(self, state: dict[str, Any], prefix: str) -> None:
         """Leave of the rows in a ``state_dict`` this process's own, in the form that the options now ask for."""
         self._each(lambda table: table.own, state, prefix)
-        name = f"{prefix}weights."
-        state[f"{name}values"] = state[f"{name}values"].clamp(*self.options.bounds)
-        moments, columns = state[f"{name}moments"], self.weights.column("moments").shape[1]
-        if moments.shape[1] != columns:
-            steps = state[f"{name}_extra_state"]["steps"]
-            counts = steps if self.weights.shared else state[f"{prefix}stats.updates"]
-            state[f"{name}moments"] = fitted_moments(moments, columns, counts)
+        self.weights.fit_state(state, f"{prefix}weights.", state.get(f"{prefix}stats.updates"))
 
 
 def fitted_moments(moments: Tensor, columns: int, counts: Tensor | int) -> Tensor:

@@ -10,6 +10,8 @@ from ssl_weighting.app.examples import on_one_line
 from ssl_weighting.app.redact import without_secrets
 from ssl_weighting.app.runs import Run
 
+PHI = "weights/phi_"
+
 
 def _newest(run: Run, name: str) -> float | None:
     return float(run.metrics[name][1][-1]) if name in run.metrics else None
@@ -29,6 +31,8 @@ def tiles(run: Run) -> list[tuple[str, str]]:
     if moved:
         figures.append(("mean weight", f"{weight.mean():.3f}"))
         figures.append(("least and largest weight", f"{weight.min():.3f} … {weight.max():.3f}"))
+    for name in (name for name in sorted(run.metrics) if name.startswith(PHI)):
+        figures.append((f"φ of {name.removeprefix(PHI)}", f"{_newest(run, name):+.2f}"))
     if run.timing:
         figures.append(("training time", duration(run.timing["seconds"])))
     return figures
