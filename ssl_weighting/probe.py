@@ -10,8 +10,10 @@ import numpy as np
 
 from ssl_weighting.errors import UserError
 
-PENALTIES = tuple(10.0**exponent for exponent in np.arange(-2.0, 2.5, 0.5))
+PENALTIES = tuple(10.0**exponent for exponent in np.arange(-2.0, 3.5, 0.5))
 """Weight decays that cross-validation chooses among, for features of deviation 1."""
+TEMPERATURES = tuple(2.0**exponent for exponent in np.arange(-3.0, 3.25, 0.25))
+"""What logits may be divided by."""
 ALONE = 1.0
 """The weight decay where a class has a single label, so that there is nothing to cross-validate with."""
 FOLDS = 5
@@ -24,6 +26,7 @@ class Probe:
     Attributes:
         classifier: scikit-learn's ``LogisticRegression``, trained on all labels.
         penalty: Its weight decay δ: it minimises mean loss + δ/2 · |W|².
+        temperature: What its logits are divided by, so that held-out probabilities have the least loss.
         held_out: (n, C), probabilities of each labelled example by a probe that was trained without its fold; ``None``
             where a class has a single label.
         error: Cross-validated error, a share; NaN where ``held_out`` is ``None``.
@@ -32,13 +35,14 @@ class Probe:
 
     classifier: Any
     penalty: float
+    temperature: float
     held_out: np.ndarray | None
     error: float
     loss: float
 
     def probabilities(self, features: np.ndarray) -> np.ndarray:
         """Class probabilities (m, C) of features (m, D)."""
-        return np.asarray(self.classifier.predict_proba(features))
+        return cooled(np.asarray(self.classifier.predict_proba(features)), self.temperature)
 
 
 def folds_of(labels: np.ndarray, folds: int = FOLDS) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -57,7 +61,10 @@ def folds_of(labels: np.ndarray, folds: int = FOLDS) -> Iterator[tuple[np.ndarra
 
 
 def fit_probe(features: np.ndarray, labels: np.ndarray) -> Probe:
-    """Train a probe; its penalty is the one of least cross-validated loss.
+    """Train a probe; its penalty is the one of least cross-validated loss after calibration.
+
+    A strong penalty makes small logits, of which the loss is large however right they are: what is asked for is the
+    best direction, and its scale is the temperature's.
 
     Args:
         features: (n, D), each of mean 0 and deviation 1 or about.
@@ -73,21 +80,33 @@ def fit_probe(features: np.ndarray, labels: np.ndarray) -> Probe:
 
     splits = list(folds_of(labels))
     if not splits:
-        return Probe(_trained(features, labels, ALONE), ALONE, None, float("nan"), float("nan"))
+        return Probe(_trained(features, labels, ALONE), ALONE, 1.0, None, float("nan"), float("nan"))
     within = _span(features)
     held_out = np.zeros((len(PENALTIES), len(labels), len(counts)))
     for rows, others in splits:
         weights = np.zeros((len(counts), within.shape[1] + 1))
-        for number, penalty in reversed(
-            [*enumerate(PENALTIES)]
-        ):  # each begins where the last, stronger one ended
+        for number, penalty in reversed([*enumerate(PENALTIES)]):  # each begins where a stronger one ended
             weights = _minimised(weights, within[rows], labels[rows], penalty)
             held_out[number, others] = softmax(within[others] @ weights[:, :-1].T + weights[:, -1], 1)
-    losses = [float(cross_entropy(found, labels).mean()) for found in held_out]
+    temperatures = [calibrated(found, labels) for found in held_out]
+    known = [cooled(found, t) for found, t in zip(held_out, temperatures, strict=True)]
+    losses = [float(cross_entropy(found, labels).mean()) for found in known]
     best = int(np.argmin(losses))
-    error = float((held_out[best].argmax(1) != labels).mean())
+    error = float((known[best].argmax(1) != labels).mean())
     classifier = _trained(features, labels, PENALTIES[best])
-    return Probe(classifier, PENALTIES[best], held_out[best], error, losses[best])
+    return Probe(classifier, PENALTIES[best], temperatures[best], known[best], error, losses[best])
+
+
+def calibrated(held_out: np.ndarray, labels: np.ndarray) -> float:
+    """The temperature under which held-out probabilities (n, C) of labelled examples have the least loss."""
+    return float(min(TEMPERATURES, key=lambda t: cross_entropy(cooled(held_out, t), labels).mean()))
+
+
+def cooled(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    """softmax(log p / T), (n, C)."""
+    from scipy.special import softmax  # slow to import
+
+    return np.asarray(softmax(np.log(np.maximum(probabilities, 1e-30)) / temperature, 1))
 
 
 def cross_entropy(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -12,9 +12,9 @@ from ssl_weighting import SSLClassifier
 from ssl_weighting.algorithms.label_propagation import LabelPropagation
 from ssl_weighting.app import estimator
 from ssl_weighting.app.heads import Axes, BoundedNewton
-from ssl_weighting.app.mixture import Mixture, calibrated
+from ssl_weighting.app.mixture import Mixture
 from ssl_weighting.errors import UserError
-from ssl_weighting.probe import cross_entropy, fit_probe, folds_of
+from ssl_weighting.probe import calibrated, cross_entropy, fit_probe, folds_of
 
 POOL = -1
 

@@ -150,7 +150,7 @@ def handed_over(verdict: Verdict) -> dict[str, Any] | None:
     if verdict.mixture is None:
         return None
     head = verdict.probe.classifier
-    coefficients, intercepts = head.coef_, head.intercept_
+    coefficients, intercepts = (part / verdict.probe.temperature for part in (head.coef_, head.intercept_))
     if verdict.scale is not None:
         coefficients = coefficients / verdict.scale[1]
         intercepts = intercepts - coefficients @ verdict.scale[0]

@@ -7,30 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.special import log_softmax, softmax
 from torch import Tensor, nn
 
-TEMPERATURES = tuple(2.0**exponent for exponent in np.arange(-3.0, 3.25, 0.25))
-"""What logits may be divided by."""
+from ssl_weighting.probe import calibrated, cooled, cross_entropy
+
 SHARES = tuple(np.linspace(0, 1, 11))
 EVIDENCE = 1.0
 """Nats, of all labelled examples together, that the probe alone has to be better by to be taken alone."""
-
-
-def nats(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """−log p of the label, (n,), of logits (n, C) and labels (n,)."""
-    return np.asarray(-np.take_along_axis(log_softmax(logits, 1), labels[:, None], 1)[:, 0])
-
-
-def calibrated(held_out: np.ndarray, labels: np.ndarray) -> float:
-    """The temperature under which held-out probabilities (n, C) have the least loss."""
-    logits = np.log(np.maximum(held_out, 1e-9))
-    return float(min(TEMPERATURES, key=lambda t: float(nats(logits / t, labels).mean())))
-
-
-def cooled(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """softmax(log p / T), (n, C)."""
-    return np.asarray(softmax(np.log(np.maximum(probabilities, 1e-9)) / temperature, 1))
 
 
 @dataclass(frozen=True)
@@ -57,8 +40,8 @@ class Mixture:
         first, second = cooled(probe, temperatures[0]), cooled(pool, temperatures[1])
 
         def cost(share: float) -> float:
-            mixed = np.log(np.maximum((1 - share) * first + share * second, 1e-9))
-            return float(nats(mixed, labels).sum() + (1 - share) * EVIDENCE)
+            mixed = (1 - share) * first + share * second
+            return float(cross_entropy(mixed, labels).sum() + (1 - share) * EVIDENCE)
 
         return cls(float(min(SHARES, key=cost)), temperatures)
 
