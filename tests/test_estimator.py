@@ -1,5 +1,7 @@
 """The scikit-learn estimator."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,10 @@ from sklearn.utils.estimator_checks import check_estimator
 from ssl_weighting import SSLClassifier
 from ssl_weighting.algorithms.label_propagation import LabelPropagation
 from ssl_weighting.app import estimator
+from ssl_weighting.app.heads import Axes, BoundedNewton
+from ssl_weighting.app.mixture import Mixture, calibrated
 from ssl_weighting.errors import UserError
-from ssl_weighting.probe import fit_probe, folds_of
+from ssl_weighting.probe import cross_entropy, fit_probe, folds_of
 
 POOL = -1
 
@@ -50,17 +54,70 @@ def test_gives_a_weight_for_every_example_of_the_pool(fitted):
     np.testing.assert_allclose(probabilities.sum(1), 1)
 
 
+class Turned(LabelPropagation):
+    """Pseudo-labels of the next class."""
+
+    def pseudo_labels(self, seen):
+        return super().pseudo_labels(seen).roll(1, 1)
+
+
 def test_hands_over_the_labels_alone_where_the_pool_does_harm():
-    generator = np.random.default_rng(0)
-    y = np.repeat([0, 1], 30)
-    labeled = np.c_[2 * y - 1 + 0.3 * generator.normal(size=60), generator.normal(size=60)]
-    centres = np.array([[0.0, 6.0], [0.0, -6.0]])  # clusters that lie across the classes
-    pool = centres[generator.integers(0, 2, 300)] + generator.normal(size=(300, 2)) * [3, 0.3]
-    model = SSLClassifier(algorithm=LabelPropagation, max_steps=100)
-    model.fit(np.concatenate([labeled, pool]), np.concatenate([y, np.full(300, POOL)]))
-    probe = model.baseline_.probabilities(model._standardised(labeled))
+    x, y, test, _ = digits(10, 200)
+    model = SSLClassifier(algorithm=partial(Turned, coefficient=10.0)).fit(x, y)
+    probe = model.baseline_.probabilities(model._standardised(test))
     assert not model.used_pool_
-    np.testing.assert_array_equal(model.predict_proba(labeled), probe)
+    np.testing.assert_array_equal(model.predict_proba(test), probe)
+    assert (model.pool_probabilities(test).argmax(1) != probe.argmax(1)).mean() > 0.2
+
+
+def test_a_model_that_is_right_more_often_is_not_refused_for_being_too_sure():
+    """Held-out predictions of 200 examples: the pool's right in 90 %, near certainty; the probe's in 75 %, fittingly."""
+    labels = np.tile([0, 1], 100)
+
+    def sure(p, share_right):
+        right = np.arange(200) < 200 * share_right
+        first = np.where(right == (labels == 0), p, 1 - p)
+        return np.c_[first, 1 - first]
+
+    probe, pool = sure(0.75, 0.75), sure(0.9999, 0.9)
+    assert cross_entropy(pool, labels).mean() > cross_entropy(probe, labels).mean()
+    assert Mixture.of(probe, pool, labels).share == 1
+    assert Mixture.of(pool, probe, labels).share == 0
+    assert calibrated(pool, labels) > 2
+
+
+def test_axes_keep_lengths_and_angles():
+    features = np.random.default_rng(0).normal(size=(30, 50)).astype(np.float32)
+    turned = Axes.of(features, 99)(features)
+    centred = features - features.mean(0)
+    np.testing.assert_allclose(turned @ turned.T, centred @ centred.T, atol=1e-3)
+    assert Axes.of(features[:, :20], 5)(features[:, :20]).shape == (30, 5)
+
+
+def test_the_shaped_optimiser_ends_where_the_loss_is_least():
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(200, 12, generator=generator) * torch.logspace(-2, 1, 12)
+    target = torch.randint(0, 3, (200,), generator=generator)
+    head = torch.nn.Linear(12, 3)
+    optimizer = BoundedNewton(head.parameters(), features[:20], features, decay=0.01, bound=1.0, scale=1.0)
+    for _ in range(200):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(head(features), target).backward()
+        optimizer.step()
+    loss = torch.nn.functional.cross_entropy(head(features), target)
+    gradients = torch.autograd.grad(loss, list(head.parameters()))
+    for parameter, gradient in zip(head.parameters(), gradients, strict=True):
+        assert (gradient + 0.01 * parameter).abs().max() < 1e-3
+
+
+def test_weights_and_choice_can_be_left_out():
+    x, y, test, _ = digits(2, 60)
+    model = SSLClassifier(max_steps=10, learn_weights=False, choose=False).fit(x, y)
+    assert (model.weights_ == 1).all()
+    assert model.pool_share_ == 1
+    np.testing.assert_array_equal(model.predict_proba(test), model.pool_probabilities(test))
+    with pytest.raises(ValueError, match="there was no pool"):
+        SSLClassifier().fit(x[y != POOL], y[y != POOL]).pool_probabilities(test)
 
 
 def test_is_the_same_twice_and_leaves_random_numbers_alone():
