@@ -14,6 +14,7 @@ import torch
 from ssl_weighting.backbones.transformer import Transformer
 from ssl_weighting.data.imdb import clean
 from ssl_weighting.data.tokens import load_tokenizer
+from ssl_weighting.precision import has_bfloat16
 
 GROUPS = (
     "comp.graphics", "rec.autos", "rec.sport.hockey", "sci.med", "sci.space", "talk.politics.mideast",
@@ -50,18 +51,19 @@ def parts(imdb: Path, orange: Path) -> Iterator[tuple[str, list[str], np.ndarray
     for part, size in (("train", TRAIN), ("test", TEST)):
         rows = pq.read_table(imdb / f"{part}.parquet")
         texts = clean(rows["text"].combine_chunks()).to_pylist()
-        yield f"imdb-{part}", *_some(texts, rows["label"].to_numpy().astype(np.int64), size)
+        yield f"imdb-{part}", *some(texts, rows["label"].to_numpy().astype(np.int64), size)
         for name, file, known in (("newsgroups", "20newsgroups", GROUPS), ("r8", "reuters-r8", REUTERS)):
             texts, categories = read_tab(orange / f"{file}-{part}.tab")
             classes = numbers(categories, known)
-            yield f"{name}-{part}", *_some(texts, classes, size, classes >= 0)
+            yield f"{name}-{part}", *some(texts, classes, size, classes >= 0)
             if name == "newsgroups" and part == "train":
-                yield f"{name}-foreign", *_some(texts, classes, FOREIGN, classes < 0)
+                yield f"{name}-foreign", *some(texts, classes, FOREIGN, classes < 0)
 
 
-def _some(
+def some(
     texts: list[str], classes: np.ndarray, size: int, kept: np.ndarray | None = None
 ) -> tuple[list[str], np.ndarray]:
+    """At most so many of the texts that are kept, (n,) bool, and their classes: the same every time."""
     rows = np.flatnonzero(np.ones(len(classes), bool) if kept is None else kept)
     rows = np.random.default_rng(SEED).permutation(rows)[:size]
     return [texts[row] for row in rows], classes[rows]
@@ -69,7 +71,7 @@ def _some(
 
 @torch.no_grad()
 def features_of(texts: Sequence[str], encoder: Transformer, tokenizer: Any) -> np.ndarray:
-    """Features (n, D) float32 of texts, the encoder being in evaluation mode."""
+    """Features (n, D) float32 of texts, the encoder being in evaluation mode; in bfloat16 where that is fast."""
     tokenizer.truncation_side = "left"
     ids = tokenizer(list(texts), truncation=True, max_length=LENGTH)["input_ids"]
     order = np.argsort([len(own) for own in ids], kind="stable")
@@ -77,7 +79,8 @@ def features_of(texts: Sequence[str], encoder: Transformer, tokenizer: Any) -> n
     for start in range(0, len(ids), BATCH):
         rows = order[start : start + BATCH]
         batch = tokenizer.pad({"input_ids": [ids[row] for row in rows]}, return_tensors="pt")
-        found[rows] = encoder(dict(batch)).numpy()
+        with torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16("cpu")):
+            found[rows] = encoder(dict(batch)).float().numpy()
     return found
 
 
