@@ -2,10 +2,10 @@
 
     python -m lab.claims.text_rivals --imdb DIR --encoder DIR [--seeds 10-12] [--out text_rivals.csv] [--jobs 1]
 
-Labels and test reviews are those of `lab.claims.frozen_texts`, seed by seed. Unfrozen: as the recipe imdb_uda_small trains
-(four of six layers, the last of them and a new head learn, 200 steps of 20 reviews), with the labels alone. SetFit: pairs
-of labelled reviews, as its package trains by default, one epoch, at most --pairs-steps steps; its package is no
-dependency (`pip install --no-deps --target FOLDER setfit sentence-transformers evaluate`, FOLDER in PYTHONPATH).
+Labels and test reviews are those of `lab.claims.frozen_texts`, seed by seed. Unfrozen: as the recipe imdb_uda_small
+trains (four of six layers, the last of them and a new head learn, 200 steps of 20 reviews), with the labels alone.
+SetFit: pairs of labelled reviews, as its package trains by default, one epoch, at most --pairs-steps steps; its package
+is no dependency (`pip install --no-deps --target FOLDER setfit sentence-transformers evaluate`, FOLDER in PYTHONPATH).
 Seconds are of the processor, training alone.
 """
 
