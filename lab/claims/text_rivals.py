@@ -128,14 +128,8 @@ def unfrozen(known: Texts, options: Namespace, seed: int) -> Callable[[list[str]
 def setfit(known: Texts, options: Namespace, seed: int) -> Callable[[list[str]], np.ndarray]:
     """SetFit with the same encoder, and scikit-learn's logistic regression on what it has become."""
     package, sentences = import_module("setfit"), import_module("sentence_transformers")
-    body = sentences.SentenceTransformer(
-        modules=[
-            sentences.models.Transformer(options.encoder, max_seq_length=LENGTH),
-            sentences.models.Pooling(384, pooling_mode="mean"),
-            sentences.models.Normalize(),
-        ],
-        device="cpu",
-    )
+    body = sentences.SentenceTransformer(options.encoder, device="cpu")
+    body.max_seq_length = LENGTH
     body.tokenizer.truncation_side = "left"
     head = import_module("sklearn.linear_model").LogisticRegression()
     model = package.SetFitModel(model_body=body, model_head=head)
