@@ -26,9 +26,11 @@ TRAIN, TEST, FOREIGN = 3200, 2000, 1100
 LENGTH, BATCH = 128, 32
 """Tokens of a text, of which the last are kept, as the project does by default; and texts of a pass."""
 SEED = 0
+Texts = tuple[list[str], np.ndarray]
+"""Texts and their classes (n,) int64."""
 
 
-def read_tab(path: Path) -> tuple[list[str], np.ndarray]:
+def read_tab(path: Path) -> Texts:
     """Texts and categories (n,) of one of Orange's files: three header lines, then ``category <tab> text``."""
     lines = path.read_text(encoding="utf-8").split("\n")[3:]
     pairs = [line.split("\t", 1) for line in lines if line]
@@ -49,24 +51,31 @@ def parts(imdb: Path, orange: Path) -> Iterator[tuple[str, list[str], np.ndarray
         orange: Folder of ``20newsgroups-*.tab`` and ``reuters-r8-*.tab``.
     """
     for part, size in (("train", TRAIN), ("test", TEST)):
-        rows = pq.read_table(imdb / f"{part}.parquet")
-        texts = clean(rows["text"].combine_chunks()).to_pylist()
-        yield f"imdb-{part}", *some(texts, rows["label"].to_numpy().astype(np.int64), size)
+        yield f"imdb-{part}", *reviews(imdb, part, size)
         for name, file, known in (("newsgroups", "20newsgroups", GROUPS), ("r8", "reuters-r8", REUTERS)):
             texts, categories = read_tab(orange / f"{file}-{part}.tab")
             classes = numbers(categories, known)
-            yield f"{name}-{part}", *some(texts, classes, size, classes >= 0)
+            yield f"{name}-{part}", *_some(texts, classes, size, classes >= 0)
             if name == "newsgroups" and part == "train":
-                yield f"{name}-foreign", *some(texts, classes, FOREIGN, classes < 0)
+                yield f"{name}-foreign", *_some(texts, classes, FOREIGN, classes < 0)
 
 
-def some(
-    texts: list[str], classes: np.ndarray, size: int, kept: np.ndarray | None = None
-) -> tuple[list[str], np.ndarray]:
-    """At most so many of the texts that are kept, (n,) bool, and their classes: the same every time."""
+def reviews(imdb: Path, part: str, size: int) -> Texts:
+    """At most so many of IMDB's reviews, and their classes: the same every time."""
+    rows = pq.read_table(imdb / f"{part}.parquet")
+    texts = clean(rows["text"].combine_chunks()).to_pylist()
+    return _some(texts, rows["label"].to_numpy().astype(np.int64), size)
+
+
+def _some(texts: list[str], classes: np.ndarray, size: int, kept: np.ndarray | None = None) -> Texts:
     rows = np.flatnonzero(np.ones(len(classes), bool) if kept is None else kept)
     rows = np.random.default_rng(SEED).permutation(rows)[:size]
     return [texts[row] for row in rows], classes[rows]
+
+
+def fast() -> torch.autocast:
+    """bfloat16 where the processor has units for it."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16("cpu"))
 
 
 @torch.no_grad()
@@ -79,7 +88,7 @@ def features_of(texts: Sequence[str], encoder: Transformer, tokenizer: Any) -> n
     for start in range(0, len(ids), BATCH):
         rows = order[start : start + BATCH]
         batch = tokenizer.pad({"input_ids": [ids[row] for row in rows]}, return_tensors="pt")
-        with torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16("cpu")):
+        with fast():
             found[rows] = encoder(dict(batch)).float().numpy()
     return found
 

@@ -1,12 +1,12 @@
-"""IMDB with 20 and 100 labels and nothing else: MiniLM's last layer trained along, and SetFit, beside the frozen probe.
+"""IMDB with 20 and 100 labels and nothing else: MiniLM's last layer trained along, and SetFit.
 
     python -m lab.claims.text_rivals --imdb DIR --encoder DIR [--seeds 10-12] [--out text_rivals.csv] [--jobs 1]
 
-Labels and test reviews are those of `lab.claims.frozen_texts`, seed by seed. Unfrozen: as the recipe imdb_uda_small
-trains (four of six layers, the last of them and a new head learn, 200 steps of 20 reviews), with the labels alone.
-SetFit: pairs of labelled reviews, as its package trains by default, one epoch, at most --pairs-steps steps; its package
-is no dependency (`pip install --no-deps --target FOLDER setfit sentence-transformers evaluate`, FOLDER in PYTHONPATH).
-Seconds are of the processor, training alone.
+Labels and test reviews are those of `lab.claims.frozen_texts`, seed by seed, whose probe is on frozen features.
+Unfrozen: as the recipe imdb_uda_small trains (four of six layers, the last of them and a new head learn, 200 steps of
+20 reviews), with the labels alone. SetFit: pairs of labelled reviews, as its package trains by default, one epoch, at
+most --pairs-steps steps; its package is no dependency (`pip install --no-deps --target FOLDER setfit
+sentence-transformers evaluate`, FOLDER in PYTHONPATH). Seconds are of the processor, training alone.
 """
 
 from __future__ import annotations
@@ -22,37 +22,20 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from lab.embedded_texts import LENGTH, TEST, TRAIN, features_of, some
+from lab.embedded_texts import LENGTH, TEST, TRAIN, Texts, fast, features_of, reviews
 from lab.frozen import draw_rows, seeds_of
 from lab.grid import Row, grid_options, make_rows
 from ssl_weighting.backbones.transformer import Transformer
-from ssl_weighting.data.imdb import clean
 from ssl_weighting.data.tokens import load_tokenizer
-from ssl_weighting.precision import has_bfloat16
-from ssl_weighting.probe import fit_probe
 from ssl_weighting.schedules import make_schedule
 
-Texts = tuple[list[str], np.ndarray]
 LABELS = (10, 50)
 KEY = ("method", "labels", "seed")
 STEPS, SIZE = 200, 20
-
-
-def fast() -> Any:
-    """bfloat16 where the processor has units for it."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16("cpu"))
-
-
-def reviews(imdb: Path, part: str, size: int) -> Texts:
-    """The reviews that `frozen_texts` embeds, and their classes."""
-    rows = pq.read_table(imdb / f"{part}.parquet")
-    labels = rows["label"].to_numpy().astype(np.int64)
-    return some(clean(rows["text"].combine_chunks()).to_pylist(), labels, size)
 
 
 def labelled(train: Texts, labels: int, seed: int) -> Texts:
@@ -61,21 +44,6 @@ def labelled(train: Texts, labels: int, seed: int) -> Texts:
     order = np.random.default_rng(seed).permutation(len(classes))
     rows = order[draw_rows(classes[order], 2, labels, 0, 0)[0]]
     return [texts[row] for row in rows], classes[rows]
-
-
-def probe(known: Texts, options: Namespace, seed: int) -> Callable[[list[str]], np.ndarray]:
-    """The labels-only probe on frozen features, standardised by the labelled reviews."""
-    encoder = Transformer(options.encoder, dropout=0, pooling="mean", frozen=True).eval()
-    tokenizer = load_tokenizer(options.encoder)
-    features = features_of(known[0], encoder, tokenizer)
-    centre, deviation = features.mean(0), features.std(0)
-    fitted = fit_probe((features - centre) / deviation, known[1])
-
-    def predict(texts: list[str]) -> np.ndarray:
-        found = (features_of(texts, encoder, tokenizer) - centre) / deviation
-        return np.asarray(fitted.probabilities(found).argmax(1))
-
-    return predict
 
 
 class Classifier(nn.Module):
@@ -149,7 +117,6 @@ def setfit(known: Texts, options: Namespace, seed: int) -> Callable[[list[str]],
 
 
 METHODS: dict[str, Callable[..., Callable[[list[str]], np.ndarray]]] = {
-    "probe": probe,
     "unfrozen": unfrozen,
     "setfit": setfit,
 }

@@ -20,7 +20,7 @@ def test_rivals_have_the_labels_of_frozen_texts(tmp_path):
 
 def test_the_table_has_means():
     rows = [
-        {"method": "probe", "labels": "10", "seed": str(seed), "error": str(30 + seed), "seconds": "2"}
+        {"method": "setfit", "labels": "10", "seed": str(seed), "error": str(30 + seed), "seconds": "2"}
         for seed in range(3)
     ]
-    assert text_rivals.table(rows).splitlines()[2] == "| 20 | probe | 30.0, 31.0, 32.0 | 31.0 | 2 |"
+    assert text_rivals.table(rows).splitlines()[2] == "| 20 | setfit | 30.0, 31.0, 32.0 | 31.0 | 2 |"
