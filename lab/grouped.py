@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ssl_weighting.encoder import FeatureOptions
 from ssl_weighting.module import SSLModule
 from ssl_weighting.theta import ThetaOptions
 from ssl_weighting.weighting import WeightingOptions
 
-GROUPS: dict[str, type] = {"weighting": WeightingOptions, "theta": ThetaOptions}
+GROUPS: dict[str, type] = {"weighting": WeightingOptions, "theta": ThetaOptions, "features": FeatureOptions}
 
 
 def grouped(options: Mapping[str, Any]) -> dict[str, Any]:

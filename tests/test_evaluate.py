@@ -57,7 +57,8 @@ def make(folder):
         paint(folder / "new", 5, 150, "webp")
         given = ["--images", "labelled", "--unlabelled", "pool", "--test", "held out", "--out", "f.yaml"]
         assert main(["init", *given]) == 0
-        assert main(["fit", "--config", "f.yaml", *BUDGET, *FIVE]) == 0
+        aside = ["--data.split", "null", "--data.num_validation", "6"]
+        assert main(["fit", "--config", "f.yaml", *BUDGET, *FIVE, *aside]) == 0
 
 
 @pytest.fixture(scope="module")

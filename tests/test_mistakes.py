@@ -20,7 +20,7 @@ ANSWERS = {
     # The issue's own.
     "digits_uda": "did you mean --config digits_uda?",
     "--max_steps 40": "did you mean trainer.max_steps?",
-    "--model.weighting.kind fixd": "must be per_example, single or fixed; did you mean fixed?",
+    "--model.weighting.kind fixd": "must be per_example, evidence, single or fixed; did you mean fixed?",
     "--model.algorithm fixmatch": "did you mean FixMatch?",
     "--trainer.logger wandb": "did you mean WandbLogger?",
     "--model.backbone TimmModel --model.backbone.weights x": "it has name, pretrained",
@@ -37,7 +37,7 @@ ANSWERS = {
     "--data.Digits.num_labeled 3": "data.Digits.num_labeled: Digits has no such option",
     "--data.root here": "Cifar10",
     "--trainr.max_steps 3": "did you mean trainer.max_steps?",
-    "--whatever.x 3": "there are checkpoint",
+    "--whatever.x 3": "there are baseline, checkpoint",
     "-max_steps 3": "begin with two hyphens",
     "–max_steps 3": "type two hyphens, --max_steps",  # noqa: RUF001
     "--trainer.max_steps 4 0": "0: belongs to no option",

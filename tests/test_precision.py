@@ -83,7 +83,7 @@ def test_init_leaves_it_to_the_machine_and_times_what_will_run(monkeypatch):
 
     for fast in (False, True):
         monkeypatch.setattr(timing, "has_bfloat16", lambda device, fast=fast: fast)
-        timing.choose_steps(Choice({}), Network(3, 2), torch.randn(4, 3), "cpu", "images")
+        timing.choose_steps(Choice({}), Network(3, 2), torch.randn(4, 3), "cpu")
     assert set(ran_in[:3]) == {torch.float32}
     assert set(ran_in[3:]) == {torch.bfloat16}
 

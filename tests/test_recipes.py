@@ -43,6 +43,19 @@ def test_recipe_trains(name, tmp_path, image_sets, request):
         }
     if name.startswith(("cifar10", "svhn")):
         options = SMALL | IMAGES | {"data.root": image_sets}
+    if name == "cifar10_frozen":  # its encoder comes from the hub
+        options = SMALL | {
+            "data.root": image_sets,
+            "data.download": "false",
+            "data.verify_checksum": "false",
+            "data.num_labeled": 20,
+            "data.unlabeled_batch_size": 64,
+            "model.backbone.name": "test_vit",
+            "model.backbone.pretrained": "false",
+            "model.backbone.arguments": "{img_size: 32}",
+            "model.features.resize": 32,
+            "model.features.cache": tmp_path / "cache",
+        }
     assert main(["fit", *words({"config": name, "runs": tmp_path} | options)]) == 0
     (checkpoint,) = tmp_path.glob("*/*/checkpoints/last.ckpt")
     state = torch.load(checkpoint, weights_only=True)

@@ -18,6 +18,7 @@ from ssl_weighting.algorithms.uda import UDA
 from ssl_weighting.app.resume import FIXED, Resumed, refuse_changes
 from ssl_weighting.backbones.conv import SmallConvNet
 from ssl_weighting.data.digits import Digits
+from ssl_weighting.encoder import FeatureOptions
 from ssl_weighting.errors import UserError
 from ssl_weighting.influence.identity import Identity
 from ssl_weighting.influence.truncated_unroll import TruncatedUnroll
@@ -84,8 +85,10 @@ NEW = {
     "target_pass": "apart",
 }
 """Another value of each option that changes the steps to come."""
-SAME_NUMBERS = {"nonfinite", "channels_last", "compile"}
-"""How a step is computed, or what is done about a bad one."""
+SAME_NUMBERS = {"nonfinite", "channels_last", "compile", "weighting_weights"} | {
+    f"features_{field.name}" for field in dataclasses.fields(FeatureOptions)
+}
+"""How a step is computed, what is done about a bad one, what a run begins with, what frozen backbones alone look at."""
 
 
 def made(**changes):
@@ -138,6 +141,7 @@ def test_every_option_is_tried():
     fixed = {key.removeprefix("model.").replace(".", "_") for key in FIXED if key.startswith("model.")}
     assert options == {*NEW} | fixed | SAME_NUMBERS | {
         "backbone",
+        "theta_scope",
         "weighting_update_masked",
         "weighting_prior",
     }
@@ -230,7 +234,7 @@ BEGUN = {"weighting_init": 2.0, "weighting_storage": "sharded", "theta_accumulat
 
 @pytest.mark.parametrize("option", BEGUN)
 def test_from_python_too_what_a_run_is_begun_with_stays(option, begun, tmp_path, monkeypatch):
-    monkeypatch.setattr("ssl_weighting.module.check_classes", lambda *_: None)
+    monkeypatch.setattr("ssl_weighting.guards.check_classes", lambda *_: None)
     (key,) = (key for key in resumption.BEGUN if key.replace(".", "_") == option)
     with pytest.raises(UserError, match=rf"model\.{key}={BEGUN[option]}: the run was begun with "):
         fit(tmp_path, 6, begun[0], **{option: BEGUN[option]})
@@ -242,6 +246,7 @@ REFUSED = {
         {"algorithm": lambda: ReMixMatch(strong=[Noise()])},
         r"model\.backbone, model\.algorithm: the run trains other",
     ),
+    "another scope": ({"theta_scope": "last_layer"}, "the run trains other parameters"),
     "another network": ({"backbone": lambda: SmallConvNet(1, (4, 4))}, r"model\.backbone: the checkpoint holds another"),
     "a method with state of its own": ({"algorithm": lambda: FreeMatch(strong=[Noise()])}, r"model\.algorithm: "),
     "one weight for all": ({"weighting_kind": "single"}, r"model\.weighting\.kind: "),

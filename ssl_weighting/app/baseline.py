@@ -21,6 +21,7 @@ from ssl_weighting.backbones.base import Classifier
 from ssl_weighting.backbones.precomputed import Precomputed
 from ssl_weighting.data import ExampleSet, SSLData
 from ssl_weighting.distributed import process_count
+from ssl_weighting.encoding import encode
 from ssl_weighting.errors import UserError
 from ssl_weighting.module import SSLModule
 from ssl_weighting.probe import Probe, cross_entropy, fit_probe, folds_of
@@ -79,7 +80,12 @@ class Verdict:
 
 
 def judge(
-    module: SSLModule, data: SSLData, initial: SSLModule | None, steps: int, precision: Any
+    module: SSLModule,
+    data: SSLData,
+    initial: SSLModule | None,
+    steps: int,
+    precision: Any,
+    device: torch.device,
 ) -> Verdict | None:
     """The probe; and, where asked for, whether the model with the pool beats it on labels that it has not seen.
 
@@ -90,6 +96,7 @@ def judge(
             compare nothing.
         steps: θ steps of such a training.
         precision: Its precision.
+        device: Where to compute.
 
     Returns:
         What came out; ``None`` where there are more labels than :data:`MOST`.
@@ -98,12 +105,16 @@ def judge(
     labels = np.concatenate([data.sets[part].labels.numpy() for part in parts])
     if len(labels) > MOST:
         return None
+    module.to(device)  # a trainer that has ended leaves it on the CPU
+    if data.has_test:
+        data.setup("test")
+    if module.encoder is not None:
+        encode(module.encoder, module.views_of(data), module.features, device, lambda: None)
     reads, read, scale = _reader(module, data)
     features = _stacked([read(part) for part in parts])
     probe = fit_probe(features, labels)
     test_error = None
     if data.has_test:
-        data.setup("test")
         guessed = probe.probabilities(read("test")).argmax(1)
         test_error = float((guessed != data.sets["test"].labels.numpy()).mean())
     verdict = Verdict(probe, reads, len(labels), test_error, scale=scale)
@@ -180,7 +191,6 @@ def _held_out(
     found = np.zeros((len(labels), initial.num_classes))
     whole = data.sets["labeled"]
     assert data.split is not None
-    device = str(next(initial.model.parameters()).device)
     for kept, others in folds_of(labels):
         module, fewer = untrained(initial), copy.copy(data)
         module.weighting.learns = False  # all examples alike: a fold's model is told apart by its labels
@@ -191,8 +201,10 @@ def _held_out(
         fewer.sets = data.sets | {"labeled": part}
         fewer.split = dataclasses.replace(data.split, labeled=data.split.labeled[rows])
         with isolate_rng():
-            bare_trainer(steps, device, precision=precision).fit(module, fewer)
-        guessed = in_order(module.views_of(data), "labeled", module.device, module.probabilities)
+            bare_trainer(steps, str(trained.device), precision=precision).fit(module, fewer)
+        device = trained.device
+        module.to(device)
+        guessed = in_order(module.views_of(data), "labeled", device, module.probabilities)
         found[others] = guessed[others] / guessed[others].sum(1, keepdims=True)
     return found
 
@@ -203,7 +215,8 @@ def _reader(module: SSLModule, data: SSLData) -> tuple[str, Reader, tuple[np.nda
     flat = partial(in_order, views, device=module.device, then=_flat)
     if module.encoder is not None:
         return "frozen features", flat, None
-    first = views.plain(data.sets["labeled"].__getitems__([0]).inputs)
+    raw = data.sets["labeled"].__getitems__([0]).inputs
+    first = views.plain(pytree.tree_map_only(Tensor, lambda x: x.to(module.device), raw))
     if not isinstance(first, Tensor):
         return "words", _word_reader(data), None
     mean, deviation = _scale(flat("labeled"))

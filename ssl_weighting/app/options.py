@@ -20,6 +20,11 @@ RUN = {
     "config": ("RECIPE", "a recipe's name (`ssl-weighting recipes` lists them) or the path of a YAML file"),
     "seed_everything": ("N", "seed of everything drawn at random (0); true draws one"),
     "runs": ("DIR", "folder that run folders go into (runs)"),
+    "baseline": (
+        "none|probe|choose",
+        "a linear probe on all labels beside the result; choose: predict by it as far as the labels, cross-validated, "
+        "believe it more than the model with the pool, with a frozen backbone and data.num_validation=0 (probe)",
+    ),
     "ckpt_path": (
         "last|RUN",
         "go on with a run: last is the newest of this recipe and seed; the same as `ssl-weighting resume RUN`",

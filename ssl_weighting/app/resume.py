@@ -24,7 +24,7 @@ given wins, and is said: --trainer.max_steps 2000 trains longer. RUN is the run'
 one of its checkpoints."""
 
 
-FIXED = ("seed_everything", *(f"model.{name}" for name in BEGUN))
+FIXED = ("seed_everything", "model.weighting.weights", *(f"model.{name}" for name in BEGUN))
 """Options that a run is begun with once and for all."""
 
 

@@ -257,7 +257,8 @@ class CLI(LightningCLI):
         if self.config.fit.baseline == "none" or not self.trainer.is_global_zero:
             return None
         steps, precision = self.trainer.max_steps, self.config.fit.trainer.precision
-        verdict = judge(self.model, self.datamodule, self.untrained, steps, precision)
+        device = self.trainer.strategy.root_device
+        verdict = judge(self.model, self.datamodule, self.untrained, steps, precision, device)
         if verdict is not None:
             self.model.log_now(verdict.numbers())
             if (kept := handed_over(verdict)) is not None:
