@@ -71,7 +71,7 @@ def unfrozen(known: Texts, options: Namespace, seed: int) -> Callable[[list[str]
     """The last of four layers and a head, trained on the labelled reviews as imdb_uda_small's θ is."""
     torch.manual_seed(seed)
     model, tokenizer = Classifier(options.encoder), load_tokenizer(options.encoder)
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.95))
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.95))  # type: ignore[no-untyped-call]
     learned = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=1e-4, weight_decay=0.01, eps=1e-6)
     schedule = make_schedule(optimizer, "linear", STEPS, 20)
@@ -84,7 +84,7 @@ def unfrozen(known: Texts, options: Namespace, seed: int) -> Callable[[list[str]
         with fast():
             logits = model({name: ids[name][rows] for name in ("input_ids", "attention_mask")})
         optimizer.zero_grad()
-        nn.functional.cross_entropy(logits.float(), labels[rows]).backward()
+        nn.functional.cross_entropy(logits.float(), labels[rows]).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(learned, 1.0)
         optimizer.step()
         schedule.step()
