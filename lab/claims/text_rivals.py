@@ -4,9 +4,10 @@
 
 Labels and test reviews are those of `lab.claims.frozen_texts`, seed by seed, whose probe is on frozen features.
 Unfrozen: as the recipe imdb_uda_small trains (four of six layers, the last of them and a new head learn, 200 steps of
-20 reviews), with the labels alone. SetFit: pairs of labelled reviews, as its package trains by default, one epoch, at
-most --pairs-steps steps; its package is no dependency (`pip install --no-deps --target FOLDER setfit
-sentence-transformers evaluate`, FOLDER in PYTHONPATH). Seconds are of the processor, training alone.
+20 reviews), with the labels alone. Fourth: a probe on these four layers as they are. SetFit: pairs of labelled reviews,
+as its package trains by default, one epoch, at most --pairs-steps steps; its package is no dependency (`pip install
+--no-deps --target FOLDER setfit sentence-transformers evaluate`, FOLDER in PYTHONPATH). Seconds are of the processor,
+training alone.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from lab.frozen import draw_rows, seeds_of
 from lab.grid import Row, grid_options, make_rows
 from ssl_weighting.backbones.transformer import Transformer
 from ssl_weighting.data.tokens import load_tokenizer
+from ssl_weighting.probe import fit_probe
 from ssl_weighting.schedules import make_schedule
 
 LABELS = (10, 50)
@@ -44,6 +46,21 @@ def labelled(train: Texts, labels: int, seed: int) -> Texts:
     order = np.random.default_rng(seed).permutation(len(classes))
     rows = order[draw_rows(classes[order], 2, labels, 0, 0)[0]]
     return [texts[row] for row in rows], classes[rows]
+
+
+def fourth(known: Texts, options: Namespace, seed: int) -> Callable[[list[str]], np.ndarray]:
+    """The labels-only probe on the same four layers, frozen, standardised by the labelled reviews."""
+    encoder = Transformer(options.encoder, dropout=0, pooling="mean", layers=4, frozen=True).eval()
+    tokenizer = load_tokenizer(options.encoder)
+    features = features_of(known[0], encoder, tokenizer)
+    centre, deviation = features.mean(0), features.std(0)
+    fitted = fit_probe((features - centre) / deviation, known[1])
+
+    def predict(texts: list[str]) -> np.ndarray:
+        found = (features_of(texts, encoder, tokenizer) - centre) / deviation
+        return np.asarray(fitted.probabilities(found).argmax(1))
+
+    return predict
 
 
 class Classifier(nn.Module):
@@ -117,6 +134,7 @@ def setfit(known: Texts, options: Namespace, seed: int) -> Callable[[list[str]],
 
 
 METHODS: dict[str, Callable[..., Callable[[list[str]], np.ndarray]]] = {
+    "fourth": fourth,
     "unfrozen": unfrozen,
     "setfit": setfit,
 }
