@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from ssl_weighting.probe import calibrated, cooled, cross_entropy
 
 SHARES = tuple(np.linspace(0, 1, 11))
-EVIDENCE = 1.0
-"""Nats, of all labelled examples together, that the probe alone has to be better by to be taken alone."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +31,14 @@ class Mixture:
         """The mixture of least loss on held-out predictions, both (n, C), of labelled examples; (n,) int64 labels.
 
         Each is calibrated first: a model that is right more often may have the larger loss for being too sure, and of
-        twenty labels one such decides. The pool is believed in unless the labels speak against it: a share s has to be
-        better than 1 by more than (1 − s) · ``EVIDENCE``.
+        twenty labels one such decides.
         """
         temperatures = calibrated(probe, labels), calibrated(pool, labels)
         first, second = cooled(probe, temperatures[0]), cooled(pool, temperatures[1])
 
         def cost(share: float) -> float:
             mixed = (1 - share) * first + share * second
-            return float(cross_entropy(mixed, labels).sum() + (1 - share) * EVIDENCE)
+            return float(cross_entropy(mixed, labels).mean())
 
         return cls(float(min(SHARES, key=cost)), temperatures)
 
