@@ -64,7 +64,7 @@ def fit_probe(features: np.ndarray, labels: np.ndarray) -> Probe:
     """Train a probe; its penalty is the one of least cross-validated loss after calibration.
 
     A strong penalty makes small logits, of which the loss is large however right they are: what is asked for is the
-    best direction, and its scale is the temperature's.
+    best direction, and its scale is the temperature's. With fewer than five labels in a class nothing is calibrated.
 
     Args:
         features: (n, D), each of mean 0 and deviation 1 or about.
@@ -88,7 +88,8 @@ def fit_probe(features: np.ndarray, labels: np.ndarray) -> Probe:
         for number, penalty in reversed([*enumerate(PENALTIES)]):  # each begins where a stronger one ended
             weights = _minimised(weights, within[rows], labels[rows], penalty)
             held_out[number, others] = softmax(within[others] @ weights[:, :-1].T + weights[:, -1], 1)
-    temperatures = [calibrated(found, labels) for found in held_out]
+    few = len(splits) < FOLDS  # all of them right, say, would call for the sharpest probabilities there are
+    temperatures = [1.0 if few else calibrated(found, labels) for found in held_out]
     known = [cooled(found, t) for found, t in zip(held_out, temperatures, strict=True)]
     losses = [float(cross_entropy(found, labels).mean()) for found in known]
     best = int(np.argmin(losses))
