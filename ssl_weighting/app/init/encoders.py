@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -44,13 +46,16 @@ def image_encoder(given: str | None) -> Found | None:
     """
     if given is not None:
         return _made(*_named(given))
-    for name in IMAGE_ENCODERS:
-        if "/" in name and not on_hub(name):
-            continue
-        try:
-            return _made(*_named(name))
-        except UserError:  # not to be had here
-            continue
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(10)  # a network that swallows everything would be waited for without end
+    try:
+        for name in IMAGE_ENCODERS:
+            if "/" in name and not on_hub(name):
+                continue
+            with suppress(UserError):  # not to be had here
+                return _made(*_named(name))
+    finally:
+        socket.setdefaulttimeout(before)
     return None
 
 
