@@ -18,11 +18,12 @@ def grouped(options: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in options.items():
         group, _, field = name.partition("_")
-        if group in GROUPS:
+        if group in GROUPS and field:
             found.setdefault(group, {})[field] = value
         else:
             found[name] = value
-    return found | {group: kind(**found[group]) for group, kind in GROUPS.items() if group in found}
+    parts = {group: kind for group, kind in GROUPS.items() if isinstance(found.get(group), dict)}
+    return found | {group: kind(**found[group]) for group, kind in parts.items()}
 
 
 def ssl_module(*arguments: Any, **options: Any) -> SSLModule:
