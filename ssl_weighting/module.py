@@ -159,7 +159,7 @@ class SSLModule(LightningModule):
         self.theta.finite.check()
         try:
             with torch.autocast(self.device.type, enabled=False):
-                self.log_now(self.weighting.step(self.model, objective, validation).numbers())
+                self._log_now(self.weighting.step(self.model, objective, validation).numbers())
         except NonFiniteError as error:
             if self.nonfinite == "stop":
                 raise at_step(error, self.global_step) from error
@@ -179,7 +179,7 @@ class SSLModule(LightningModule):
 
     def _skip(self) -> None:
         self.skipped += 1
-        self.log_now({"train/skipped": self.skipped})
+        self._log_now({"train/skipped": self.skipped})
 
     # ---- what the steps are made of -------------------------------------------------------------------------
 
@@ -308,7 +308,7 @@ class SSLModule(LightningModule):
             f"{part}/{name}": v for part in seen for name, v in self._evaluation(part).compute().items()
         }
         self.log_dict(values, logger=False)  # for callbacks and for what trainer.test returns
-        self.log_now(values)
+        self._log_now(values)
 
     # ---- logs ---------------------------------------------------------------------------------------------
 
@@ -317,13 +317,16 @@ class SSLModule(LightningModule):
         if every and self.global_step % every == 0:
             self.theta.finite.check()
             rate = cast(LightningOptimizer, self.optimizers()).param_groups[0]["lr"]
-            self.log_now({"train/lr": rate, **done.numbers(objective)})
+            self._log_now({"train/lr": rate, **done.numbers(objective)})
 
-    def log_now(self, values: dict[str, Any]) -> None:
+    def _log_now(self, values: dict[str, Any]) -> None:
         """Means over the processes to all loggers, at the present θ step. Waits for the device, so not every step."""
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
         given = [torch.as_tensor(v, dtype=dtype, device=self.device).detach() for v in values.values()]
-        numbers = dict(zip(values, averaged(torch.stack(given)).tolist(), strict=True))
+        self.record(dict(zip(values, averaged(torch.stack(given)).tolist(), strict=True)))
+
+    def record(self, numbers: dict[str, float]) -> None:
+        """Numbers to all loggers of this process, at the present θ step."""
         self.latest.update(numbers)
         for logger in self.loggers:
             logger.log_metrics(numbers, step=self.global_step)

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -20,7 +21,6 @@ from ssl_weighting.app.mixture import MixedHead, Mixture
 from ssl_weighting.backbones.base import Classifier
 from ssl_weighting.backbones.precomputed import Precomputed
 from ssl_weighting.data import ExampleSet, SSLData
-from ssl_weighting.distributed import process_count
 from ssl_weighting.encoding import encode
 from ssl_weighting.errors import UserError
 from ssl_weighting.module import SSLModule
@@ -79,24 +79,37 @@ class Verdict:
         return {name: value for name, value in found.items() if value is not None and np.isfinite(value)}
 
 
+def make_ready(module: SSLModule, data: SSLData, strategy: Strategy) -> None:
+    """Bring a trained module and its data to where :func:`judge` can look at them. Every process must call this.
+
+    Args:
+        module: The module, which a trainer that has ended leaves on the CPU.
+        data: Its data; the test set is loaded, and seen by a frozen encoder.
+        strategy: Of that trainer.
+    """
+    module.to(strategy.root_device)
+    if data.has_test:
+        data.setup("test")
+    if module.encoder is not None:
+        encode(module.encoder, module.views_of(data), module.features, strategy.root_device, strategy.barrier)
+
+
 def judge(
     module: SSLModule,
     data: SSLData,
     initial: SSLModule | None,
     steps: int,
     precision: Any,
-    device: torch.device,
 ) -> Verdict | None:
     """The probe; and, where asked for, whether the model with the pool beats it on labels that it has not seen.
 
     Args:
-        module: The trained module.
-        data: Its data, set up.
+        module: The trained module, made ready.
+        data: Its data.
         initial: The module as it was before training, to be trained again without a fold of the labels; ``None`` to
             compare nothing.
         steps: θ steps of such a training.
         precision: Its precision.
-        device: Where to compute.
 
     Returns:
         What came out; ``None`` where there are more labels than :data:`MOST`.
@@ -105,11 +118,6 @@ def judge(
     labels = np.concatenate([data.sets[part].labels.numpy() for part in parts])
     if len(labels) > MOST:
         return None
-    module.to(device)  # a trainer that has ended leaves it on the CPU
-    if data.has_test:
-        data.setup("test")
-    if module.encoder is not None:
-        encode(module.encoder, module.views_of(data), module.features, device, lambda: None)
     reads, read, scale = _reader(module, data)
     features = _stacked([read(part) for part in parts])
     probe = fit_probe(features, labels)
@@ -129,7 +137,7 @@ def judge(
     )
 
 
-def check_can_choose(module: SSLModule, data: SSLData, devices: Any) -> None:
+def check_can_choose(module: SSLModule, data: SSLData, processes: int) -> None:
     """Refuse ``baseline: choose`` where the two cannot be compared, or only at great cost.
 
     Raises:
@@ -146,7 +154,7 @@ def check_can_choose(module: SSLModule, data: SSLData, devices: Any) -> None:
         raise UserError(f"{given}: compares on labels that train; give --data.num_validation 0, {mend}")
     if module.weighting.options.storage == "disk":
         raise UserError(f"{given}: needs weights in memory; give --model.weighting.storage memory, {mend}")
-    if devices not in ("auto", 1, "1", [0]) or process_count() > 1:
+    if processes > 1:
         raise UserError(f"{given}: trains in one process; give --trainer.devices 1, {mend}")
 
 

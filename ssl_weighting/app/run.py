@@ -20,7 +20,15 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from ssl_weighting.app.baseline import Verdict, check_can_choose, hand_over, handed_over, judge, untrained
+from ssl_weighting.app.baseline import (
+    Verdict,
+    check_can_choose,
+    hand_over,
+    handed_over,
+    judge,
+    make_ready,
+    untrained,
+)
 from ssl_weighting.app.callbacks import (
     DecisionBoundary,
     MetricsCsv,
@@ -222,7 +230,7 @@ class CLI(LightningCLI):
         self.datamodule.prepare_data()
         self.datamodule.setup("fit")
         if self.config.fit.baseline == "choose":
-            check_can_choose(self.model, self.datamodule, self.config.fit.trainer.devices)
+            check_can_choose(self.model, self.datamodule, self.trainer.world_size)
             self.untrained = untrained(self.model)
         if is_first_process():
             print(said_threads(), flush=True)
@@ -254,13 +262,15 @@ class CLI(LightningCLI):
 
     def _judged(self, checkpoint: Path) -> Verdict | None:
         """The labels-only probe; where it is the better one and may be handed over, the checkpoint predicts by it."""
-        if self.config.fit.baseline == "none" or not self.trainer.is_global_zero:
+        if self.config.fit.baseline == "none":
+            return None
+        make_ready(self.model, self.datamodule, self.trainer.strategy)
+        if not self.trainer.is_global_zero:
             return None
         steps, precision = self.trainer.max_steps, self.config.fit.trainer.precision
-        device = self.trainer.strategy.root_device
-        verdict = judge(self.model, self.datamodule, self.untrained, steps, precision, device)
+        verdict = judge(self.model, self.datamodule, self.untrained, steps, precision)
         if verdict is not None:
-            self.model.log_now(verdict.numbers())
+            self.model.record(verdict.numbers())
             if (kept := handed_over(verdict)) is not None:
                 write_handed_over(checkpoint, kept)
                 hand_over(self.model, kept)
