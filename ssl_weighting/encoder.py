@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,7 @@ from ssl_weighting.backbones.base import Backbone
 from ssl_weighting.backbones.mlp import MLP
 from ssl_weighting.backbones.precomputed import Precomputed
 from ssl_weighting.checks import require
+from ssl_weighting.distributed import is_first_process
 from ssl_weighting.protocols import View
 
 PLAIN = "plain"
@@ -58,9 +60,24 @@ class FeatureOptions:
         )
 
 
-def trained_on(encoder: Encoder, hidden: tuple[int, ...]) -> Backbone:
-    """What is trained between a frozen encoder and the head: nothing, or some layers of ``hidden`` units."""
-    return MLP(encoder.feature_dim, hidden) if hidden else Precomputed(encoder.feature_dim)
+def divided(backbone: Backbone, options: FeatureOptions) -> tuple[Encoder | None, Backbone]:
+    """A frozen backbone as encoder, and what is trained between it and the head; or no encoder, and the backbone.
+
+    Args:
+        backbone: As it was given.
+        options: How features are kept; said to have no effect where the backbone is not frozen.
+    """
+    if not backbone.frozen:
+        if options != FeatureOptions() and is_first_process():
+            warnings.warn(
+                "model.features: has no effect, for model.backbone is trained; type --model.backbone.frozen true, or "
+                "leave it out",
+                stacklevel=2,
+            )
+        return None, backbone
+    encoder = Encoder(backbone, options.resize)
+    width = encoder.feature_dim
+    return encoder, MLP(width, options.hidden) if options.hidden else Precomputed(width)
 
 
 class Encoder(nn.Module):

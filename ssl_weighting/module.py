@@ -21,7 +21,7 @@ from ssl_weighting.data.source import LabeledBatch
 from ssl_weighting.data.split import Split
 from ssl_weighting.distributed import averaged, process_count
 from ssl_weighting.ema import MovingAverage
-from ssl_weighting.encoder import Encoder, FeatureOptions, trained_on
+from ssl_weighting.encoder import FeatureOptions, divided
 from ssl_weighting.encoding import encode
 from ssl_weighting.errors import NonFiniteError, UserError
 from ssl_weighting.evaluation import Evaluation
@@ -89,9 +89,7 @@ class SSLModule(LightningModule):
         nothing = "with kind: fixed nothing unlabelled would count; give 1"
         require("model.weighting.init", weighting.init, not ignored, nothing)
         self.automatic_optimization = False
-        self.encoder = Encoder(backbone, features.resize) if backbone.frozen else None
-        self.features = features
-        backbone = backbone if self.encoder is None else trained_on(self.encoder, features.hidden)
+        (self.encoder, backbone), self.features = divided(backbone, features), features
         self.model = Classifier(
             backbone, num_classes, symmetric_binary_head, algorithm.extra_heads, target_pass == "apart"
         )

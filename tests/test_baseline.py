@@ -80,8 +80,13 @@ def test_the_probe_stands_beside_a_run(here, capsys):
 def test_no_probe_where_none_is_wanted_or_there_are_too_many_labels(here, capsys, monkeypatch):
     assert main(["fit", *PLAIN, "--baseline", "none"]) == 0
     monkeypatch.setattr(baseline, "MOST", 39)
-    assert main(["fit", *PLAIN]) == 0
     assert "labels only" not in capsys.readouterr().out
+    assert main(["fit", *PLAIN]) == 0
+    said = capsys.readouterr()
+    assert "labels only" not in said.out and "no probe of 40 labels, more than 39" in said.err
+    monkeypatch.setattr(baseline, "MOST", 29)
+    assert main(["fit", *ENSEMBLE, "--baseline", "choose"]) == 2
+    assert "is for at most 29 labels" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("classes", [None, [3, 5]])
@@ -152,6 +157,11 @@ def test_choosing_is_refused_in_a_line_where_it_cannot_be(here, capsys, options,
     assert main(["fit", *options, "--baseline", "choose"]) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert said.startswith("error: baseline=choose") and message in said
+
+
+def test_options_of_features_are_said_to_have_no_effect_where_the_backbone_is_trained(here, capsys):
+    assert main(["fit", *PLAIN, "--model.features.views", "3"]) == 0
+    assert "model.features: has no effect" in capsys.readouterr().err
 
 
 def test_refit_trains_on_all_labels_with_the_weights_as_they_are(here, capsys):

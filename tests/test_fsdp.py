@@ -63,17 +63,20 @@ def digits(tmp_path_factory):
     return tmp_path_factory.mktemp("fsdp")
 
 
-def test_divided_is_as_held_by_each(digits):
-    divided = fit(digits / "fsdp", "digits_uda", "fsdp2")
+@pytest.fixture(scope="module")
+def whole(digits):
+    return fit(digits / "fsdp", "digits_uda", "fsdp2")
+
+
+def test_divided_is_as_held_by_each(digits, whole):
     held = fit(digits / "ddp", "digits_uda", "ddp")
-    one, other = checkpoint(divided), checkpoint(held)
+    one, other = checkpoint(whole), checkpoint(held)
     assert (one["state_dict"]["weighting.weights.values"] != 1).sum() > 50
     assert_alike(one, other, 1e-4)
 
 
-def test_a_resumed_run_is_the_run_left_alone(digits):
+def test_a_resumed_run_is_the_run_left_alone(digits, whole):
     """From step 8, the checkpoint before the last."""
-    (whole,) = (digits / "fsdp").glob("*/*")
     expected, metrics = checkpoint(whole), (whole / "metrics.csv").read_bytes()
     assert checkpoint(whole, "previous")["global_step"] == 8
     again = digits / "again" / whole.relative_to(digits / "fsdp")
@@ -86,8 +89,7 @@ def test_a_resumed_run_is_the_run_left_alone(digits):
     assert (again / "metrics.csv").read_bytes() == metrics
 
 
-def test_one_process_tests_and_goes_on_from_it(digits, capfd):
-    (whole,) = (digits / "fsdp").glob("*/*")
+def test_one_process_tests_and_goes_on_from_it(digits, whole, capfd):
     path = str(whole / "checkpoints" / "last.ckpt")
     assert main(["test", path]) == 0
     assert "test error" in capfd.readouterr().out

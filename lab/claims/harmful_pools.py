@@ -21,8 +21,8 @@ import torch
 from lightning.pytorch import seed_everything
 from torch import nn
 
-from lab.claims.frozen_features import SPLITS
-from lab.frozen import POOL, Task, cells_of, difference, draw_rows, frozen_options, read
+from lab.claims.frozen_features import SPLITS, drawn
+from lab.frozen import POOL, Task, cells_of, difference, draw_rows, frozen_options
 from lab.grid import Row, make_rows
 from ssl_weighting.algorithms.uda import UDA
 from ssl_weighting.app.bare_trainer import bare_trainer
@@ -35,6 +35,7 @@ from ssl_weighting.probe import fit_probe
 from ssl_weighting.theta import ThetaOptions
 from ssl_weighting.weighting import WeightingOptions
 
+SPLIT = "six animals"
 POOLS, LABELS, SIZE = ("half foreign", "half foreign, classes missing"), 15, 2000
 MISSING = (3, 4, 5)
 """Numbers, among the known ones, of the classes that the second pool lacks."""
@@ -50,22 +51,16 @@ KEY = ("pool", "seed")
 
 def draw(folder: Path, pool: str, seed: int) -> Task:
     """Draw labelled examples and a pool; the same labelled examples whatever the pool."""
-    known = SPLITS["six animals"]
-    numbers = np.full(10, -1)
-    numbers[list(known)] = range(len(known))
-    features, classes = read(folder, "data_batch_*.npz")
-    order = np.random.default_rng(seed).permutation(len(classes))
-    truth = numbers[classes[order]]
-    rows, labeled = draw_rows(truth, len(known), LABELS, len(truth), SIZE // 2)
-    own = rows[labeled:][truth[rows[labeled:]] >= 0]
-    if pool != POOLS[0]:
-        own = own[~np.isin(truth[own], MISSING)]
-    foreign = rows[labeled:][truth[rows[labeled:]] < 0]
-    rows = np.concatenate((rows[:labeled], own[: SIZE - len(foreign)], foreign))
-    given = np.where(np.arange(len(rows)) < labeled, truth[rows], POOL)
-    test, answers = read(folder, "test_batch.npz")
-    answers = numbers[answers]
-    return Task(features[order[rows]], given, truth[rows], test[answers >= 0], answers[answers >= 0])
+
+    def choose(truth: np.ndarray) -> tuple[np.ndarray, int]:
+        rows, labeled = draw_rows(truth, len(SPLITS[SPLIT]), LABELS, len(truth), SIZE // 2)
+        others = rows[labeled:]
+        own, foreign = others[truth[others] >= 0], others[truth[others] < 0]
+        if pool != POOLS[0]:
+            own = own[~np.isin(truth[own], MISSING)]
+        return np.concatenate((rows[:labeled], own[: SIZE - len(foreign)], foreign)), labeled
+
+    return drawn(folder, SPLIT, seed, choose)
 
 
 def run(folder: Path, pool: str, seed: int) -> list[Row]:

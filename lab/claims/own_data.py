@@ -24,18 +24,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from lab.embedded_texts import GROUPS, read_tab
 from lab.grid import Row, grid_options, make_rows
 
 POOL, TEST = 600, 500
 """Unlabelled and test examples of each draw."""
-GROUPS = (
-    "comp.graphics",
-    "rec.autos",
-    "rec.sport.hockey",
-    "sci.med",
-    "sci.space",
-    "talk.politics.mideast",
-)
 LABELS = {"cifar10": 10, "digits": 5, "newsgroups": 5}
 """Labels a class."""
 
@@ -59,17 +52,6 @@ def digits() -> Pictures:
     found = load_digits()
     pixels = (found.images * 255 / 16).round().astype(np.uint8)
     return np.repeat(pixels.repeat(4, 1).repeat(4, 2)[..., None], 3, 3), list(map(str, found.target))
-
-
-def newsgroups(folder: Path) -> tuple[list[str], list[str]]:
-    """Texts and their groups, of Orange's table."""
-    csv.field_size_limit(2**31 - 1)
-    with open(folder / "20newsgroups-train.tab", newline="", encoding="utf-8") as file:
-        rows = list(csv.reader(file, delimiter="\t"))
-    names = rows[0]
-    text, group = names.index("Text"), names.index("Category")
-    kept = [row for row in rows[3:] if len(row) == len(names) and row[text].strip()]
-    return [row[text] for row in kept], [row[group] for row in kept]
 
 
 def draw(
@@ -130,7 +112,8 @@ def one(name: str, seed: int, encoder: Path, source: Path | None) -> list[Row]:
         folder, each = Path(where), LABELS[name]
         if name == "newsgroups":
             assert source is not None
-            options = write_texts(*newsgroups(source), each, seed, folder)
+            texts, groups = read_tab(source / "20newsgroups-train.tab")
+            options = write_texts(texts, groups.tolist(), each, seed, folder)
         else:
             pictures = digits() if source is None else cifar10(source)
             options = write_pictures(pictures, each, seed, folder)

@@ -21,7 +21,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from lab.speed.loop import quiet
-from lab.speed.timing import machine
+from lab.speed.timing import machine, own_memory
 from ssl_weighting.algorithms.pseudo_label import PseudoLabel
 from ssl_weighting.algorithms.supervised import Supervised
 from ssl_weighting.app.bare_trainer import bare_trainer
@@ -119,12 +119,6 @@ class _Watch(Callback):
         (self.with_weights if due else self.plain).append(time.perf_counter() - self.started)
         if due:
             self.memory.append(own_memory())
-
-
-def own_memory() -> int:
-    """Anonymous memory of this process, bytes: what is not a file's."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
 def main(argv: list[str]) -> int:

@@ -334,6 +334,11 @@ def resident() -> int:
     return _status("VmRSS")
 
 
+def own_memory() -> int:
+    """Bytes of the process that are not a file's; see :func:`resident`."""
+    return _status("RssAnon")
+
+
 def _status(field: str) -> int:
     status = Path("/proc/self/status")
     if status.is_file():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -44,7 +45,7 @@ class Verdict:
 
     Attributes:
         probe: The labels-only probe on all labels.
-        reads: What it saw: ``frozen features``, ``features``, ``pixels``, ``inputs`` or ``words``.
+        reads: What it saw: ``frozen features``, ``pixels``, ``inputs`` or ``words``.
         labels: How many labels it was trained on.
         test_error: Its error on the test set, a share; ``None`` without one.
         pool_error: Cross-validated error of the model with the pool, where the two were compared.
@@ -112,11 +113,16 @@ def judge(
         precision: Its precision.
 
     Returns:
-        What came out; ``None`` where there are more labels than :data:`MOST`.
+        What came out; ``None`` where there are more labels than :data:`MOST`, which is said.
     """
     parts = [part for part in ("labeled", "validation") if len(data.sets[part])]
     labels = np.concatenate([data.sets[part].labels.numpy() for part in parts])
     if len(labels) > MOST:
+        warnings.warn(
+            f"baseline: no probe of {len(labels):,} labels, more than {MOST:,}, which would take minutes; --baseline "
+            "none does without this line",
+            stacklevel=2,
+        )
         return None
     reads, read, scale = _reader(module, data)
     features = _stacked([read(part) for part in parts])
@@ -154,6 +160,10 @@ def check_can_choose(module: SSLModule, data: SSLData, processes: int) -> None:
         raise UserError(f"{given}: compares on labels that train; give --data.num_validation 0, {mend}")
     if module.weighting.options.storage == "disk":
         raise UserError(f"{given}: needs weights in memory; give --model.weighting.storage memory, {mend}")
+    if len(data.sets["labeled"]) > MOST:
+        raise UserError(
+            f"{given}: is for at most {MOST:,} labels, and there are {len(data.sets['labeled']):,}; give --baseline none"
+        )
     if processes > 1:
         raise UserError(f"{given}: trains in one process; give --trainer.devices 1, {mend}")
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ssl_weighting.algorithms.base import Algorithm
 from ssl_weighting.algorithms.ensemble import Ensemble
 from ssl_weighting.app.bare_trainer import bare_trainer
-from ssl_weighting.app.heads import Axes, BoundedNewton
+from ssl_weighting.app.heads import UNKNOWNS, Axes, BoundedNewton
 from ssl_weighting.app.mixture import Mixture
 from ssl_weighting.backbones.precomputed import Precomputed
 from ssl_weighting.data.tensors import TensorData
@@ -41,8 +41,6 @@ AXES = 256
 DECAY, LARGEST = 1 / 1280, 2.0
 """Weight decay of these heads for each standardised feature that there was, as logits grow with their number; and the
 largest λ."""
-UNKNOWNS = 6000
-"""Most unknowns of a Hessian that is factorised at every Λ step: 288 MB, about a second."""
 
 
 class SSLClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]

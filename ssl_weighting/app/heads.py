@@ -10,6 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+UNKNOWNS = 6000
+"""Most unknowns of a Hessian that is factorised at every Λ step: 288 MB, about a second."""
+
 
 @dataclass(frozen=True)
 class Axes:

@@ -10,6 +10,7 @@ from torch import nn
 
 from ssl_weighting.algorithms.supervised import Supervised
 from ssl_weighting.app.baseline import in_order, standardised
+from ssl_weighting.app.heads import UNKNOWNS
 from ssl_weighting.app.init.choice import Choice, backbone_part, data_part
 from ssl_weighting.app.init.encoders import Found
 from ssl_weighting.app.init.timing import minutes
@@ -18,8 +19,6 @@ from ssl_weighting.encoder import Encoder
 from ssl_weighting.probe import fit_probe
 from ssl_weighting.views import Views
 
-UNKNOWNS = 6000
-"""Most unknowns of a Hessian that is factorised at every Λ step: 288 MB, about a second."""
 LABELED, UNLABELED, FEWEST = 64, 448, 64
 """Largest batches; fewest unlabelled examples of one."""
 STEPS = 300

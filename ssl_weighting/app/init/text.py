@@ -62,7 +62,9 @@ def choose_for_texts(
     choice = Choice({"train": str(source.resolve())} | ({"test": str(test.resolve())} if test else {}))
     choose_columns(choice, (TEXTS, LABELS), columns, {"--text": source, "--test": test})
     choice.note(
-        "encoder", encoder, "as given" if encoder not in ENCODERS.values() else f"fit for a {device.upper()}"
+        "encoder",
+        encoder,
+        "frozen; as given" if encoder not in ENCODERS.values() else f"frozen; fit for a {device.upper()}",
     )
     arguments: dict[str, Any] = {"name": encoder}
     if encoder.startswith("sentence-transformers/") or Path(encoder, "modules.json").is_file():
