@@ -168,6 +168,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "model.weighting.update_masked": "true",
         "data.unlabeled_batch_size": 16,
         "data.num_labeled": 20,
+        "data.labeled_batch_size": 20,
         "data.num_validation": 150,
         "data.evaluate_test": "false",
     }
