@@ -156,11 +156,14 @@ class RelativeInfluence(Influence):
         lacking = {*taken_for[(counts == 0)[taken_for]].tolist()} - self._lacking
         if lacking:
             self._lacking |= lacking
-            kind, mend = ("labelled", "label") if labelled else ("validation", "validate on")
+            kind = "labelled" if labelled else "validation"
+            mend = (
+                "label more of it, or raise data.labeled_batch_size" if labelled else "validate on more of it"
+            )
             warnings.warn(
                 f"model.influence=RelativeInfluence: too few {kind} examples of class "
                 f"{', '.join(map(str, sorted(lacking)))} in a batch: examples that are taken for it keep their weights; "
-                f"{mend} more of it",
+                f"{mend}",
                 DataWarning,
                 stacklevel=2,
             )
