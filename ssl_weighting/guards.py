@@ -17,7 +17,7 @@ from ssl_weighting.checks import require
 from ssl_weighting.data.module import SSLData
 from ssl_weighting.distributed import is_first_process
 from ssl_weighting.errors import NonFiniteError, UserError
-from ssl_weighting.influence import Influence
+from ssl_weighting.influence import ExactLastLayer, Influence
 from ssl_weighting.precision import check_precision
 from ssl_weighting.terms import LossTerm
 from ssl_weighting.weighting import WeightingOptions
@@ -174,6 +174,22 @@ def check_labels_can_judge(
         warnings.warn(
             f"data.num_validation=0: {type(influence).__name__} judges labelled examples as they were trained on, which "
             "is too kind; type --model.influence ExactLastLayer, which leaves each out, or --data.num_validation null",
+            stacklevel=2,
+        )
+
+
+def warn_of_twins(influence: Influence, size: int, labels: int) -> None:
+    """Say it where a batch holds a labelled example twice, so that none of the two is really left out.
+
+    Args:
+        influence: How weights are learned.
+        size: Labelled examples of a batch.
+        labels: Labelled examples there are.
+    """
+    if size > labels and isinstance(influence, ExactLastLayer) and is_first_process():
+        warnings.warn(
+            f"data.labeled_batch_size={size}: more than the {labels} labels, so that batches hold copies, and of an "
+            f"example that is left out a copy stays; type --data.labeled_batch_size {labels}",
             stacklevel=2,
         )
 

@@ -19,7 +19,7 @@ from ssl_weighting.backbones.base import Classifier
 from ssl_weighting.data.module import SSLData
 from ssl_weighting.distributed import is_first_process
 from ssl_weighting.errors import NonFiniteError, UnsolvedError, UserError
-from ssl_weighting.guards import check_labels_can_judge, warn_without_weight_step
+from ssl_weighting.guards import check_labels_can_judge, warn_of_twins, warn_without_weight_step
 from ssl_weighting.influence.base import Influence, ThetaStep
 from ssl_weighting.modes import evaluation_mode
 from ssl_weighting.protocols import Model
@@ -88,6 +88,7 @@ class Trial:
                 few = self._few("validation", min(data.validation_batch_size, 2 * FEW))
             else:
                 check_labels_can_judge(self.algorithm, self.weighting.influence, terms, batches[0].target)
+                warn_of_twins(self.weighting.influence, data.labeled_batch_size, len(data.sets["labeled"]))
             validation = self.views.validation_term(model, few, terms)
             weights = [None if t.row is None else torch.full_like(t.mask, options.init) for t in terms]
             autocast = torch.autocast(validation.logits.device.type, enabled=False)
