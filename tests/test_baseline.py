@@ -204,12 +204,14 @@ def test_a_run_on_features_says_what_belongs_and_cleans_by_it(here, capsys):
     assert Run(found).metrics["pool/own_share"][1][-1] == pytest.approx(own.mean(), rel=1e-4)
     assert f"about {1 - own.mean():.0%} of the pool" in said
     assert main(["weights", str(found), "--clean", "kept.csv"]) == 0
-    strangers = (1 - own[own >= 0.5]).sum()
-    assert f"{(own >= 0.5).sum()} of {len(own)}" in capsys.readouterr().out
+    labeled = np.isin(table["index"].to_numpy(), Run(found).data().split.labeled.numpy())
+    assert labeled.sum() == 30
+    kept = (own >= 0.5) | labeled
+    assert f"{kept.sum()} of {len(own)}" in capsys.readouterr().out
+    assert len(Path("kept.csv").read_text().splitlines()) == kept.sum() + 1
     assert main(["weights", str(found), "--clean", "few.csv", "--least-probability", "0.9"]) == 0
-    said = capsys.readouterr().out
-    assert f"{(own >= 0.9).sum()} of {len(own)}" in said and strangers > 0
-    assert f"about {(1 - own[own >= 0.9]).sum():.0f} of them" in said
+    said, kept = capsys.readouterr().out, (own >= 0.9) | labeled
+    assert f"{kept.sum()} of {len(own)}" in said and f"about {(1 - own[kept]).sum():.0f} of them" in said
     assert main(["weights", str(found), "--clean", "by_weight.csv", "--threshold", "0.2"]) == 0
     assert "of weight" in capsys.readouterr().out
 

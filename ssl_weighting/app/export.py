@@ -113,15 +113,17 @@ def _check_kept(options: argparse.Namespace) -> None:
 
 
 def _write_own(data: SSLData, everything: pa.Table, path: Path, least: float | None) -> None:
-    """Write the examples that probably belong and those that validate, and say how many strangers are expected left."""
+    """Write the examples that probably belong and all labelled ones, and say how many strangers are expected left."""
     least = LIKELY if least is None else least
-    kept = everything.filter(pc.greater_equal(everything[OWN], least))
+    assert data.split is not None
+    labeled = pc.is_in(everything["index"], value_set=pa.array(data.split.labeled.numpy()))
+    kept = everything.filter(pc.or_(pc.greater_equal(everything[OWN], least), labeled))
     validation = _validation_table(data, everything)
     _write(pa.concat_tables([kept, validation]), path)
     strangers = float((1 - kept[OWN].to_numpy()).sum())
     print(
-        f"{path}: {len(kept)} of {len(everything)} unlabelled examples, those of {OWN} ≥ {least:g}; about "
-        f"{strangers:.0f} of them are expected to be of no known class"
+        f"{path}: {len(kept)} of {len(everything)} unlabelled examples, those of {OWN} ≥ {least:g} and the labelled "
+        f"ones; about {strangers:.0f} of them are expected to be of no known class"
         + (f"; and the {len(validation)} validation examples, without a weight" if len(validation) else "")
     )
 
