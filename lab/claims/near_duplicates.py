@@ -1,13 +1,15 @@
 """Are near duplicates found, and nothing else? Digits, and CIFAR-10 by pixels and by an encoder's features.
 
-    python -m lab.claims.near_duplicates [--cifar10 DIR] [--encoder DIR]
+    python -m lab.claims.near_duplicates [--cifar10 DIR] [--encoder DIR] [--imdb DIR]
 
 Digits: the near-duplicates of ``CorruptedDigits``, half of the pool, five seeds. CIFAR-10, given by --cifar10: 5,000
 images, 400 of them once more as JPEG of quality 60 to 90, shifted by a pixel, 5 % brighter or darker at most, and scaled
 to 28 pixels and back; and 1,000 that are not among the 5,000, none of which should be found. With --encoder, what
 ``python -m lab.efficientnet`` wrote, the same by the cosine of its features at 96 pixels, from two thresholds. All are
 chosen on digits 5 to 9 and the first 6,000 images, and shown on digits 0 to 4 and 6,000 others. Last, the test images
-that have a near duplicate among the first 40,000 training images.
+that have a near duplicate among the first 40,000 training images. With --imdb, the folder ``aclImdb``, the same of 5,000
+reviews, 400 of them with 1 % of their letters changed, without their last tenth, in capitals without punctuation, and
+without every 20th word.
 """
 
 from __future__ import annotations
@@ -27,7 +29,15 @@ from torch import Tensor
 
 from ssl_weighting.data.cifar10 import Cifar10
 from ssl_weighting.data.corrupted import KINDS, CorruptedDigits
-from ssl_weighting.data.near_duplicates import ALIKE, described, find_pairs, nearest, of_images, of_vectors
+from ssl_weighting.data.near_duplicates import (
+    ALIKE,
+    described,
+    find_pairs,
+    nearest,
+    of_images,
+    of_texts,
+    of_vectors,
+)
 
 KNOWN = {"chosen on": [5, 6, 7, 8, 9], "shown on": [0, 1, 2, 3, 4]}
 FIRST = {"chosen on": 0, "shown on": 10_000}
@@ -179,11 +189,43 @@ def leaked(data: Cifar10) -> None:
     )
 
 
+def typos(text: str, draw: np.random.Generator) -> str:
+    """Every 100th letter another, on average."""
+    other = draw.choice([*"abcdefghijklmnopqrstuvwxyz"], len(text))
+    changed = draw.random(len(text)) < 0.01
+    return "".join(o if c else t for t, o, c in zip(text, other, changed, strict=True))
+
+
+EDITED: Mapping[str, Callable[[str, np.random.Generator], str]] = {
+    "1 % of letters changed": typos,
+    "last tenth cut": lambda text, _: text[: len(text) * 9 // 10],
+    "capitals, no punctuation": lambda text, _: "".join(c if c.isalnum() else " " for c in text.upper()),
+    "words left out, 5 %": lambda text, draw: " ".join(w for w in text.split() if draw.random() >= 0.05),
+}
+
+
+def imdb(folder: Path) -> None:
+    """Print precision and recall by kind of edit, as :func:`cifar10` does."""
+    paths = sorted(folder.glob("train/*/*.txt"))
+    texts = [path.read_text(encoding="utf-8") for path in paths if path.parent.name in ("pos", "neg")]
+    order = np.random.default_rng(0).permutation(len(texts))
+    for seed, (use, first) in enumerate(FIRST.items()):
+        some = [texts[row] for row in order[first : first + REFERENCE + OTHERS]]
+        keys, draw = of_texts(some[:REFERENCE]), np.random.default_rng(seed)
+        none = nearest(of_texts(some[REFERENCE:]), keys)[0]
+        print(f"IMDB, {use} reviews from {first:,}; threshold of this program, {ALIKE['texts']:.3f}")
+        _print_kind("none", none, none, ALIKE["texts"])
+        for kind, edit in EDITED.items():
+            found = nearest(of_texts([edit(text, draw) for text in some[:COPIED]]), keys)[0]
+            _print_kind(kind, found, none, ALIKE["texts"])
+
+
 def main(argv: list[str]) -> int:
     """Print all of it; returns the exit status, 0."""
     parser = argparse.ArgumentParser(prog="python -m lab.claims.near_duplicates", description=__doc__)
     parser.add_argument("--cifar10", type=Path, help="folder of CIFAR-10; without it, digits alone")
     parser.add_argument("--encoder", help="folder of an encoder")
+    parser.add_argument("--imdb", type=Path, help="folder of IMDB's reviews")
     options = parser.parse_args(argv)
     for use, known in KNOWN.items():
         precision, recall = np.mean([*map(partial(digits, known), range(5))], 0)
@@ -192,6 +234,8 @@ def main(argv: list[str]) -> int:
         data = Cifar10(options.cifar10, verify_checksum=False)
         cifar10(data.load(train=True).inputs, options.encoder)
         leaked(data)
+    if options.imdb is not None:
+        imdb(options.imdb)
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations_with_replacement
@@ -92,16 +93,22 @@ def of_images(images: Tensor) -> Tensor:
 def of_texts(texts: Sequence[str]) -> Tensor:
     """Descriptors (n, 1, 1024) float32 of texts: how often pieces of 4 and 5 letters stand in them, hashed.
 
-    Capitals do not count. A text without letters has length 0.
+    Capitals and punctuation do not count. A text without letters and digits has length 0.
     """
     from sklearn.feature_extraction.text import HashingVectorizer  # slow to import
 
-    hashing = HashingVectorizer(analyzer="char_wb", ngram_range=(4, 5), n_features=BUCKETS)
+    hashing = HashingVectorizer(
+        preprocessor=_words, analyzer="char_wb", ngram_range=(4, 5), n_features=BUCKETS
+    )
     found = [
         torch.from_numpy(hashing.transform(texts[start : start + BLOCK]).toarray()).float()
         for start in range(0, len(texts), BLOCK)
     ]
     return torch.cat(found or [torch.zeros(0, BUCKETS)])[:, None]
+
+
+def _words(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.lower()))
 
 
 def of_vectors(vectors: Tensor, mean: Tensor) -> Tensor:
