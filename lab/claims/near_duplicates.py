@@ -130,17 +130,16 @@ def thresholds(found: Mapping[str, Tensor]) -> dict[str, float]:
     return {"of the largest F1": best, "that finds 1 % of the others": float(found["none"].quantile(0.99))}
 
 
+@torch.no_grad()
 def encoded(encoder: str, images: Tensor) -> Tensor:
     """Features (n, D) of EfficientNet-Lite0, as ``lab.embedded_images`` makes them."""
     from lab.embedded_images import BATCH, DEVIATION, MEAN, SIDE
-    from lab.embedded_texts import fast
     from ssl_weighting.backbones.timm_model import TimmModel
     from ssl_weighting.encoder import Encoder
 
     model, found = Encoder(TimmModel(encoder, pretrained=True, frozen=True), SIDE), []
     for batch in torch.split(images, BATCH):
-        with fast():
-            found.append(model.features((batch / 255 - MEAN) / DEVIATION))
+        found.append(model.features((batch / 255 - MEAN) / DEVIATION))
     return torch.cat(found)
 
 

@@ -91,8 +91,9 @@ def test_fit_leaves_a_page(tiny_run):
         for row in Run(tiny_run).doubtful_labels
     ]
     assert len(doubtful) == 170
-    assert page.count('<img src="data:image/png') == shown_in(tiny_run) + min(16, sum(doubtful))
-    assert "None found." in page
+    pairs = page.count('<div class="pair">')
+    assert page.count('<img src="data:image/png') == shown_in(tiny_run) + min(16, sum(doubtful)) + 2 * pairs
+    assert "inside the pool. Of each kind" in page
     assert page.count('role="img"') == page.count('viewBox="0 0 420 250"') >= 8
     error = Run(tiny_run).metrics["test/error"][1][-1]
     assert f"{100 * error:.2f} %" in page
