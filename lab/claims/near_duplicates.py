@@ -5,8 +5,8 @@
 Digits: the near-duplicates of ``CorruptedDigits``, half of the pool, five seeds. CIFAR-10, given by --cifar10: 5,000
 images, 400 of them once more as JPEG of quality 60 to 90, shifted by a pixel, 5 % brighter or darker at most, and scaled
 to 28 pixels and back; and 1,000 that are not among the 5,000, none of which should be found. With --encoder, what
-``python -m lab.efficientnet`` wrote, the same by the cosine of its features at 96 pixels, from two thresholds. All are
-chosen on digits 5 to 9 and the first 6,000 images, and shown on digits 0 to 4 and 6,000 others. Last, the test images
+``python -m lab.efficientnet`` wrote, the same by the cosine of its features at 96 pixels, from two thresholds,
+chosen on the first 6,000 images and shown on 6,000 others, as digits 5 to 9 and 0 to 4 are. Last, the test images
 that have a near duplicate among the first 40,000 training images. With --imdb, the folder ``aclImdb``, the same of 5,000
 reviews, 400 of them with 1 % of their letters changed, without their last tenth, in capitals without punctuation, and
 without every 20th word.
