@@ -43,7 +43,7 @@ def embed(cifar10: Path, encoder: str, folder: Path) -> None:
         source = data.load(train=train)
         began = time.perf_counter()
         found = []
-        for images in source.inputs[first : first + PART].split(BATCH):
+        for images in torch.split(source.inputs[first : first + PART], BATCH):
             found.append(model.features((images / 255 - MEAN) / DEVIATION).numpy())
         partial = path.with_suffix(".part.npz")
         np.savez(partial, features=np.concatenate(found), labels=source.labels[first : first + PART].numpy())

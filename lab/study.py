@@ -223,7 +223,8 @@ def _run(study: Study, cells: list[Cell], seeds: list[int], out: Path, jobs: int
     def keep(key: tuple[str, str], _: None) -> str:
         write_rows(rows_of(study, out, every), out / "runs.csv", LAST)
         figures = _figures(runs[key][2])
-        return f"error {100 * figures.get('test_error', figures['validation_error']):.2f} %"
+        error = figures.get("test_error", figures.get("validation_error"))
+        return "no error" if error is None else f"error {100 * error:.2f} %"
 
     print(study.description)
     failed = run_grid({key: partial(train, *run) for key, run in runs.items()}, finished, keep, jobs)

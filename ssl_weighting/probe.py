@@ -104,10 +104,11 @@ def calibrated(held_out: np.ndarray, labels: np.ndarray) -> float:
 
 
 def cooled(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """softmax(log p / T), (n, C)."""
+    """softmax(log p / T), (n, C) float64."""
     from scipy.special import softmax  # slow to import
 
-    return np.asarray(softmax(np.log(np.maximum(probabilities, 1e-30)) / temperature, 1))
+    logs = np.log(np.maximum(np.asarray(probabilities, np.float64), 1e-30))
+    return np.asarray(softmax(logs / temperature, 1))
 
 
 def cross_entropy(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:

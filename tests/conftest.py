@@ -154,7 +154,7 @@ def web(
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run of nine steps on digits. Copy it before changing it."""
+    """The folder of a finished run of nine steps on digits, which kept labels aside. Copy it before changing it."""
     from ssl_weighting.app.cli import main
 
     runs = tmp_path_factory.mktemp("runs")
@@ -167,6 +167,10 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "model.weighting.warmup_steps": 1,
         "model.weighting.update_masked": "true",
         "data.unlabeled_batch_size": 16,
+        "data.num_labeled": 20,
+        "data.labeled_batch_size": 20,
+        "data.num_validation": 150,
+        "data.evaluate_test": "false",
     }
     flags = [part for key, value in options.items() for part in (f"--{key}", str(value))]
     assert main(["fit", "--config", "digits_uda", "--runs", str(runs), *flags]) == 0

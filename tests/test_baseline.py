@@ -189,3 +189,47 @@ def test_weights_of_another_split_are_refused(here, capsys):
     (here / "no.parquet").write_text("x")
     assert main(["fit", *PLAIN, "--model.weighting.weights", "no.parquet"]) == 2
     assert "cannot be read" in capsys.readouterr().err
+
+
+def test_a_run_on_features_says_what_belongs_and_cleans_by_it(here, capsys):
+    known = ["--data.known_classes", "[5, 6, 7, 8, 9]", "--data.pool_classes", "[0, 1, 2, 3, 4]"]
+    assert main(["fit", *ENSEMBLE, *known]) == 0
+    said = capsys.readouterr().out
+    found = run_of()
+    table = Run(found).weights
+    own = table["own_probability"].to_numpy()
+    assert len(own) == len(table) and ((own >= 0) & (own <= 1)).all()
+    really = table["label"].to_numpy() < 5
+    assert own[really].mean() > own[~really].mean() + 0.2
+    assert Run(found).metrics["pool/own_share"][1][-1] == pytest.approx(own.mean(), rel=1e-4)
+    assert f"about {1 - own.mean():.0%} of the pool" in said
+    assert main(["weights", str(found), "--clean", "kept.csv"]) == 0
+    strangers = (1 - own[own >= 0.5]).sum()
+    assert f"{(own >= 0.5).sum()} of {len(own)}" in capsys.readouterr().out
+    assert main(["weights", str(found), "--clean", "few.csv", "--least-probability", "0.9"]) == 0
+    said = capsys.readouterr().out
+    assert f"{(own >= 0.9).sum()} of {len(own)}" in said and strangers > 0
+    assert f"about {(1 - own[own >= 0.9]).sum():.0f} of them" in said
+    assert main(["weights", str(found), "--clean", "by_weight.csv", "--threshold", "0.2"]) == 0
+    assert "of weight" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--least-probability", "0.9"], "says what --clean keeps; give --clean FILE too"),
+        (["--clean", "a.csv", "--threshold", "1", "--least-probability", "0.9"], "give one of them"),
+        (["--clean", "a.csv", "--least-probability", "0.9"], "the run has no own_probability"),
+    ],
+)
+def test_a_cleaning_that_cannot_be_is_refused(here, capsys, options, message):
+    assert main(["fit", *PLAIN, "--baseline", "none"]) == 0
+    assert main(["weights", str(run_of()), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_pool_too_large_to_compare_is_said(here, capsys, monkeypatch):
+    monkeypatch.setattr(baseline, "COMPARED", 100)
+    assert main(["fit", *ENSEMBLE]) == 0
+    assert "own_probability: not computed" in capsys.readouterr().err
+    assert "own_probability" not in Run(run_of()).weights.column_names

@@ -49,9 +49,9 @@ def runs(tmp_path, recipe="digits_uda"):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """The folder of one short run."""
+    """The folder of one short run, which kept labels aside."""
     folder = tmp_path_factory.mktemp("runs")
-    assert fit(folder) == 0
+    assert fit(folder, "--data.num_validation", "20") == 0
     (run,) = runs(folder)
     return run
 

@@ -90,7 +90,7 @@ class LabelPropagation(Algorithm):
         features, ties = seen.features, (self.neighbours, self.temperature)
         rows = sample_of(len(features), seen.labeled, self.largest)
         if self._drawn is None or not torch.equal(self._drawn[0], features):  # a frozen network's stay
-            self._drawn = features, neighbour_graph(features[rows], *ties)
+            self._drawn = features, neighbour_graph(features[rows], *ties)[0]
         labeled = torch.searchsorted(rows, seen.labeled)
         shares = propagate(self._drawn[1], labeled, seen.labels, self.targets.shape[1], self.spread)
         return shares if len(rows) == len(features) else carried(features, rows, shares, *ties)

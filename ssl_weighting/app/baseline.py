@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ssl_weighting.app.bare_trainer import bare_trainer
+from ssl_weighting.app.belonging import POOL, Belonging
 from ssl_weighting.app.mixture import MixedHead, Mixture
 from ssl_weighting.backbones.base import Classifier
 from ssl_weighting.backbones.precomputed import Precomputed
@@ -30,6 +31,8 @@ from ssl_weighting.views import Views
 
 MOST = 2000
 """Labels of more examples than this are not probed: cross-validation would take minutes."""
+COMPARED = 100_000
+"""Largest pool of which examples are told what they belong to: its features lie in memory for that."""
 WORD_SCALE = 30.0
 """What rows of word frequencies, of length 1, are multiplied by, for the probe's penalties."""
 WORDS = 5000
@@ -53,6 +56,8 @@ class Verdict:
         scale: Mean and deviation (D,) that the probe's features were standardised by beyond what the network sees;
             ``None`` where they are the network's.
         mixture: How far the model with the pool is believed, and how far the probe; ``None`` where nothing was compared.
+        own: (|U|,) float32, the probability that an example of the pool is of a known class; ``None`` unless features
+            stay as they are, and there are labels enough.
     """
 
     probe: Probe
@@ -63,6 +68,7 @@ class Verdict:
     pool_loss: float | None = None
     scale: tuple[np.ndarray, np.ndarray] | None = None
     mixture: Mixture | None = None
+    own: np.ndarray | None = None
 
     def numbers(self) -> dict[str, float]:
         """What is kept in ``metrics.csv``, by name."""
@@ -71,6 +77,8 @@ class Verdict:
             "baseline/loss": self.probe.loss,
             "baseline/test_error": self.test_error,
         }
+        if self.own is not None:
+            found["pool/own_share"] = float(self.own.mean())
         if self.mixture is not None:
             found |= {
                 "pool/error": self.pool_error,
@@ -131,7 +139,8 @@ def judge(
     if data.has_test:
         guessed = probe.probabilities(read("test")).argmax(1)
         test_error = float((guessed != data.sets["test"].labels.numpy()).mean())
-    verdict = Verdict(probe, reads, len(labels), test_error, scale=scale)
+    own = _own(data, features, labels, read) if isinstance(module.model.backbone, Precomputed) else None
+    verdict = Verdict(probe, reads, len(labels), test_error, scale=scale, own=own)
     if initial is None or probe.held_out is None:
         return verdict
     held_out = _held_out(module, initial, data, labels, steps, precision)
@@ -141,6 +150,21 @@ def judge(
         pool_loss=float(cross_entropy(held_out, labels).mean()),
         mixture=Mixture.of(probe.held_out, held_out, labels),
     )
+
+
+def _own(data: SSLData, features: np.ndarray, labels: np.ndarray, read: Reader) -> np.ndarray | None:
+    """See :attr:`Verdict.own`."""
+    size = len(data.sets["unlabeled"])
+    if size > COMPARED:
+        warnings.warn(
+            f"own_probability: not computed, for the pool's {size:,} examples are more than {COMPARED:,}",
+            stacklevel=3,
+        )
+        return None
+    pool = read("unlabeled")
+    given = np.concatenate((labels, np.full(len(pool), POOL)))
+    found = Belonging(np.concatenate((features, pool)), given)
+    return None if np.isnan(found.share) else found.probability
 
 
 def check_can_choose(module: SSLModule, data: SSLData, processes: int) -> None:

@@ -104,7 +104,7 @@ def layout(entity: str, project: str) -> Any:
                 lines("share of harmful examples", "influence/harmful"),
                 lines("mean influence", "influence/mean"),
                 lines("spread of the influence", "influence/std"),
-                lines("validation loss in Λ steps", "influence/validation_loss"),
+                lines("loss that Λ steps are to lower", "influence/validation_loss"),
             ),
             section(
                 "Examples",

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ssl_weighting.algorithms.base import Algorithm
 from ssl_weighting.algorithms.ensemble import Ensemble
 from ssl_weighting.app.bare_trainer import bare_trainer
+from ssl_weighting.app.belonging import Belonging
 from ssl_weighting.app.heads import UNKNOWNS, Axes, BoundedNewton
 from ssl_weighting.app.mixture import Mixture
 from ssl_weighting.backbones.precomputed import Precomputed
@@ -74,6 +75,8 @@ class SSLClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         cross_validated_loss_: Mean loss, nats, of labelled examples by models with the pool that were trained without
             their fold; NaN where a class has a single label.
         weights_: (|U|,) float32, λ of the examples of the pool, in order; without a pool the probe is all there is.
+        own_probability_: (|U|,) float32, the probability that an example of the pool is of one of the classes; see
+            :class:`~ssl_weighting.app.belonging.Belonging`.
     """
 
     def __init__(
@@ -110,6 +113,10 @@ class SSLClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.deviation_[self.deviation_ < 1e-6] = 1.0
         features = self._standardised(features)
         self.baseline_ = fit_probe(features[known], labels[known])
+        self.belonging_ = Belonging(features, labels) if len(known) < len(labels) else None
+        self.own_probability_ = (
+            np.empty(0, np.float32) if self.belonging_ is None else self.belonging_.probability
+        )
         self.axes_ = Axes.of(features, AXES)
         features = self.axes_(features)
         fits = self._unknowns(features, labels) <= UNKNOWNS
@@ -151,6 +158,17 @@ class SSLClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if self.module_ is None:
             raise ValueError("SSLClassifier: there was no pool; give examples with label -1")
         return _probabilities(self.module_, self.axes_(self._standardised(self._features(X, fitting=False))))
+
+    def own_probability(self, X: Any) -> np.ndarray:  # noqa: N803
+        """The probability (n,) float32 that a new example is of one of the classes.
+
+        Raises:
+            ValueError: If there was no pool.
+        """
+        check_is_fitted(self)
+        if self.belonging_ is None:
+            raise ValueError("SSLClassifier: there was no pool; give examples with label -1")
+        return self.belonging_(self._standardised(self._features(X, fitting=False)))
 
     def predict(self, X: Any) -> np.ndarray:  # noqa: N803
         """The likeliest class of each example, (n,)."""

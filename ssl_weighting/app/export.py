@@ -27,11 +27,15 @@ if TYPE_CHECKING:
     from ssl_weighting.data.module import SSLData
 
 
+OWN, LIKELY = "own_probability", 0.5
+"""A column of ``weights.parquet``; and the least that ``--clean`` keeps."""
+
+
 def main(argv: list[str]) -> int:
     """List the most down- and up-weighted unlabelled examples of a run; export all; write a cleaned list.
 
     Args:
-        argv: ``RUN [--top N] [--export FILE] [--clean FILE] [--threshold λ]``.
+        argv: ``RUN [--top N] [--export FILE] [--clean FILE] [--threshold λ | --least-probability P]``.
 
     Returns:
         The exit status, 0.
@@ -57,11 +61,16 @@ def main(argv: list[str]) -> int:
         metavar="λ",
         help="least weight that --clean keeps (default: half the initial weight; 0.5 if that is 0)",
     )
+    parser.add_argument(
+        "--least-probability",
+        type=float,
+        metavar="P",
+        help=f"least {OWN} that --clean keeps, of a run that has it (default: {LIKELY})",
+    )
     options = parser.parse_args(argv)
     if options.top < 0:
         raise UserError(f"--top={options.top}: must be at least 0")
-    if options.threshold is not None and options.clean is None:
-        raise UserError(f"--threshold={options.threshold}: says what --clean keeps; give --clean FILE too")
+    _check_kept(options)
     for name in ("export", "clean"):
         _check_file(name, getattr(options, name))
     run = Run(options.run)
@@ -81,8 +90,40 @@ def main(argv: list[str]) -> int:
         _write(everything, options.export)
         print(f"{options.export}: all {len(everything)} unlabelled examples")
     if options.clean is not None:
-        _write_cleaned(run, data, everything, options.clean, options.threshold)
+        if options.threshold is None and OWN in everything.column_names:
+            _write_own(data, everything, options.clean, options.least_probability)
+        elif options.least_probability is None:
+            _write_cleaned(run, data, everything, options.clean, options.threshold)
+        else:
+            raise UserError(
+                f"--least-probability={options.least_probability}: the run has no {OWN}, which comes with frozen "
+                "features, --baseline, and two labels a class; give --threshold"
+            )
     return 0
+
+
+def _check_kept(options: argparse.Namespace) -> None:
+    """Refuse what says what ``--clean`` keeps, where that is not asked for, or said twice."""
+    given = {"--threshold": options.threshold, "--least-probability": options.least_probability}
+    typed = [f"{name}={value}" for name, value in given.items() if value is not None]
+    if typed and options.clean is None:
+        raise UserError(f"{typed[0]}: says what --clean keeps; give --clean FILE too")
+    if len(typed) > 1:
+        raise UserError(f"{', '.join(typed)}: each says what --clean keeps; give one of them")
+
+
+def _write_own(data: SSLData, everything: pa.Table, path: Path, least: float | None) -> None:
+    """Write the examples that probably belong and those that validate, and say how many strangers are expected left."""
+    least = LIKELY if least is None else least
+    kept = everything.filter(pc.greater_equal(everything[OWN], least))
+    validation = _validation_table(data, everything)
+    _write(pa.concat_tables([kept, validation]), path)
+    strangers = float((1 - kept[OWN].to_numpy()).sum())
+    print(
+        f"{path}: {len(kept)} of {len(everything)} unlabelled examples, those of {OWN} ≥ {least:g}; about "
+        f"{strangers:.0f} of them are expected to be of no known class"
+        + (f"; and the {len(validation)} validation examples, without a weight" if len(validation) else "")
+    )
 
 
 def _write_cleaned(
@@ -153,7 +194,7 @@ def export_table(run: Run, data: SSLData) -> pa.Table:
 
     Columns: ``index``, row in the data set; ``path``, absolute, ``text`` or, for other data, ``example``; ``weight``;
     ``updates``; ``influence``; ``pseudo_label``, the class by name; ``confidence``; ``label``, by name, null where
-    unknown.
+    unknown; ``own_probability``, where the run has it.
 
     Args:
         run: The run.
@@ -175,6 +216,8 @@ def export_table(run: Run, data: SSLData) -> pa.Table:
         "confidence": run.weights["confidence"],
         "label": named("label"),
     }
+    if OWN in run.weights.column_names:
+        columns[OWN] = run.weights[OWN]
     return pa.table(columns)
 
 

@@ -39,6 +39,7 @@ from ssl_weighting.app.callbacks import (
     WeightHistogram,
     progress_callback,
 )
+from ssl_weighting.app.callbacks.run_files import add_own_probability
 from ssl_weighting.app.callbacks.wandb_dashboard import finish_wandb_runs, name_wandb_run
 from ssl_weighting.app.checkpoints import write_handed_over
 from ssl_weighting.app.configurations import differences, share_encoder_name, summarised
@@ -251,7 +252,7 @@ class CLI(LightningCLI):
         if self.trainer.interrupted:
             raise KeyboardInterrupt
         assert self.directory is not None
-        verdict = self._judged(self.directory / "checkpoints" / "last.ckpt")
+        verdict = self._judged(self.directory)
         self.trainer.validate(self.model, self.datamodule, verbose=False)
         if self.datamodule.has_test:
             self.trainer.test(self.model, self.datamodule, verbose=False)
@@ -262,7 +263,7 @@ class CLI(LightningCLI):
             print_summary(self.model, weights, statistics, self.directory, page, verdict, findings)
         finish_wandb_runs(self.trainer)
 
-    def _judged(self, checkpoint: Path) -> Verdict | None:
+    def _judged(self, directory: Path) -> Verdict | None:
         """The labels-only probe; where it is the better one and may be handed over, the checkpoint predicts by it."""
         if self.config.fit.baseline == "none":
             return None
@@ -273,8 +274,10 @@ class CLI(LightningCLI):
         verdict = judge(self.model, self.datamodule, self.untrained, steps, precision)
         if verdict is not None:
             self.model.record(verdict.numbers())
+            if verdict.own is not None:
+                add_own_probability(directory / "weights.parquet", verdict.own)
             if (kept := handed_over(verdict)) is not None:
-                write_handed_over(checkpoint, kept)
+                write_handed_over(directory / "checkpoints" / "last.ckpt", kept)
                 hand_over(self.model, kept)
         return verdict
 

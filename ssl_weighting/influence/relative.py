@@ -75,9 +75,11 @@ class RelativeInfluence(Influence):
         check_given(self, objective, validation)
         guesses = _guesses(objective, validation.head)
         vouching = all_processes(_precise(validation.features.detach()))
+        labelled = any(validation is term for term in objective.terms)
         if len(vouching) < 3:
+            key, kind = ("labeled", "labelled") if labelled else ("validation", "validation")
             raise UserError(
-                f"data.validation_batch_size: {len(vouching)} validation examples in a batch; RelativeInfluence needs 3"
+                f"data.{key}_batch_size: {len(vouching)} {kind} examples in a batch; RelativeInfluence needs 3"
             )
         own = _precise(validation.features.detach())
         whitened = _whitening(torch.cat([own, *[_anchor(term) for term in guesses]]), self.damping)
@@ -89,7 +91,7 @@ class RelativeInfluence(Influence):
         if not (counts > 1).any():  # nobody to be scored by: nothing is known
             counts = torch.zeros_like(counts)
         least, spread = self._thresholds(among, classes, counts)
-        self._say_lacking(guesses, counts)
+        self._say_lacking(guesses, counts, labelled)
         influences = []
         for term in objective.terms:
             if term.row is None:
@@ -148,16 +150,20 @@ class RelativeInfluence(Influence):
                 least[c] = alike + n / (n + 1 / self.quantile) * (own - alike)
         return least, scores[several].std().clamp(min=1e-6)
 
-    def _say_lacking(self, guesses: list[LossTerm], counts: Tensor) -> None:
+    def _say_lacking(self, guesses: list[LossTerm], counts: Tensor, labelled: bool) -> None:
         """Say once of each class that examples are taken for it and none validates it."""
         taken_for = torch.cat([term.target.argmax(1) for term in guesses])
         lacking = {*taken_for[(counts == 0)[taken_for]].tolist()} - self._lacking
         if lacking:
             self._lacking |= lacking
+            kind = "labelled" if labelled else "validation"
+            mend = (
+                "label more of it, or raise data.labeled_batch_size" if labelled else "validate on more of it"
+            )
             warnings.warn(
-                f"model.influence=RelativeInfluence: too few validation examples of class "
+                f"model.influence=RelativeInfluence: too few {kind} examples of class "
                 f"{', '.join(map(str, sorted(lacking)))} in a batch: examples that are taken for it keep their weights; "
-                "validate on more of it",
+                f"{mend}",
                 DataWarning,
                 stacklevel=2,
             )

@@ -59,7 +59,7 @@ def test_of_very_many_a_sample_makes_the_graph_and_the_others_ask_their_nearest(
 
 def test_propagation_agrees_with_dense_algebra():
     features, labels = clusters(40)
-    graph = neighbour_graph(features, neighbours=4, temperature=0.07)
+    graph, _ = neighbour_graph(features, neighbours=4, temperature=0.07)
     unit = features / features.norm(dim=1, keepdim=True)
     similar = (unit @ unit.T).double()
     a = np.zeros((40, 40))
@@ -79,7 +79,7 @@ def test_propagation_agrees_with_dense_algebra():
 
 def test_examples_that_no_label_reaches_stay_undecided():
     features = torch.cat([torch.eye(4)[:2].repeat(5, 1), torch.eye(4)[2:].repeat(5, 1)])
-    graph = neighbour_graph(features + 1e-3 * torch.rand(20, 4), neighbours=3, temperature=0.05)
+    graph, _ = neighbour_graph(features + 1e-3 * torch.rand(20, 4), neighbours=3, temperature=0.05)
     found = propagate(graph, torch.tensor([0, 1]), torch.tensor([0, 1]), 2, spread=0.9)
     assert (found[:10].argmax(1) == torch.arange(10) % 2).all()
     assert (found[10:] == 0.5).all()

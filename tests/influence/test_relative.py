@@ -87,6 +87,13 @@ def test_a_class_that_is_not_validated_keeps_its_weights_and_is_named(case):
         solver(c.network, c.objective, c.validation)  # said once
 
 
+def test_labels_that_train_and_are_too_few_are_called_so(case):
+    c = with_classes(case("mlp"), [0, 0, 1, 1, 0, 1], [2] * 7)
+    own = Objective([c.validation, *c.objective.terms], [None, *c.objective.weights])
+    with pytest.warns(DataWarning, match="too few labelled examples of class 2 .* label more of it"):
+        RelativeInfluence()(c.network, own, c.validation)
+
+
 def rare(number, seed, classes=5, size=64, validation=123, pool=300):
     """Share of right examples that lose weight, of a class with so many validation examples, and of the others."""
     draw = torch.Generator().manual_seed(seed)

@@ -3,6 +3,7 @@
 import re
 import shutil
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 from io import BytesIO
 from itertools import pairwise
@@ -230,6 +231,18 @@ def test_a_run_with_fixed_weights_names_no_influence(copy):
     subtitle = re.search('<p class="soft">UDA.*</p>', render(Run(copy), None))[0]
     assert "UDA · fixed weights λ = 1 · " in subtitle
     assert influence not in subtitle
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_it_says_whom_the_weights_were_learned_on(copy, kept):
+    run = Run(copy)
+    if not kept:
+        run.split = replace(run.split, validation=run.split.validation[:0])
+    page = render(run, None)
+    judges = "the validation set" if kept else "the labelled examples themselves"
+    assert page.count(f"helps on {judges}, and") == page.count(f"raises the loss on {judges}.") == 1
+    assert ("the validation set" in page) == kept
+    assert ("none: all labels train" in page) != kept
 
 
 def numbers_beside(chart):

@@ -204,6 +204,18 @@ def write_weights(module: SSLModule, path: Path) -> None:
             writer.write_table(table)
 
 
+def add_own_probability(path: Path, own: np.ndarray) -> None:
+    """Add the column ``own_probability`` to ``weights.parquet``.
+
+    Args:
+        path: The file.
+        own: (|U|,) float32; see :class:`~ssl_weighting.app.baseline.Verdict`.
+    """
+    table = pq.read_table(path)
+    with whole_file(path) as partial:
+        pq.write_table(table.append_column("own_probability", pa.array(own)), partial)
+
+
 def weights_table(module: SSLModule, positions: Tensor | None = None) -> pa.Table:
     """Λ as a table, a row an unlabelled example. With sharded weights every process must call this.
 

@@ -81,13 +81,18 @@ def what(run: Run) -> str:
     return " · ".join(p for p in [*parts, name(model.get("backbone")), name(data)] if p)
 
 
+def judges(run: Run) -> str:
+    """Whom the weights are learned on, as a sentence names them."""
+    return "the validation set" if len(run.split.validation) else "the labelled examples themselves"
+
+
 def split_facts(run: Run, names: list[str], folder: str) -> list[tuple[str, str]]:
     """Which examples there are, where, and what tells split and data from others."""
     split = run.split
     facts = [
         ("data set", split.data_set),
         ("labelled", f"{len(split.labeled):,}"),
-        ("validation", f"{len(split.validation):,}"),
+        ("validation", f"{len(split.validation):,}" if len(split.validation) else "none: all labels train"),
         ("unlabelled", f"{len(split.unlabeled):,}, the labelled ones among them"),
         *([] if split.dropped is None else [("dropped, like a test example", f"{len(split.dropped):,}")]),
         ("seed of the split", str(split.seed)),

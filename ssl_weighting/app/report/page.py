@@ -17,7 +17,7 @@ from markupsafe import Markup
 from ssl_weighting.app.examples import extremes, none_stands_out, pictured
 from ssl_weighting.app.findings import LABELS, NEAR_DUPLICATES
 from ssl_weighting.app.report.charts import Series, curves, legend
-from ssl_weighting.app.report.facts import configuration, split_facts, tiles, timing_facts, what
+from ssl_weighting.app.report.facts import configuration, judges, split_facts, tiles, timing_facts, what
 from ssl_weighting.app.report.gallery import Gallery, cards, doubtful_cards, pairs_of_cards
 from ssl_weighting.app.report.weight_charts import GROUPS, JUDGED, group_table, groups_of, weight_charts
 from ssl_weighting.app.runs import Run
@@ -102,6 +102,7 @@ def render(run: Run, data: SSLData | None, missing: str = "") -> str:
         written=time.strftime("%Y-%m-%d %H:%M"),
         tiles=tiles(run),
         charts=_training_charts(run, judged=not JUDGED.keys().isdisjoint(groups)),
+        judges=judges(run),
         weight_charts=weight_charts(run, groups),
         group_table=group_table(run, groups),
         group_legend=legend(list(groups), [GROUPS[name] for name in groups]) if len(groups) > 1 else "",
@@ -196,7 +197,7 @@ def _training_charts(run: Run, judged: bool) -> list[tuple[str, str, Markup]]:
         charts.append(
             (
                 "Harmful examples",
-                "Share of each Λ step's examples whose influence raises the validation loss.",
+                f"Share of each Λ step's examples whose influence raises the loss on {judges(run)}.",
                 curves(influence, "Share of harmful examples over training", "share", True),
             )
         )
