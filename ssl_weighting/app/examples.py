@@ -15,6 +15,7 @@ from ssl_weighting.data.image_pixels import as_image
 
 if TYPE_CHECKING:
     from ssl_weighting.data.module import SSLData
+    from ssl_weighting.data.source import Source
 
 LARGEST_SIDE = 240
 """Pixels of a picture's longer side; larger ones are made smaller."""
@@ -126,12 +127,17 @@ def pictures(data: SSLData, positions: np.ndarray) -> list[Image.Image] | None:
     Returns:
         For each an image, no side beyond ``LARGEST_SIDE``; ``None`` if they are no images.
     """
-    if not len(positions):
+    chosen = data.sets["unlabeled"]
+    return pictures_of(data, chosen.source, chosen.rows[torch.from_numpy(positions)])
+
+
+def pictures_of(data: SSLData, source: Source, rows: Tensor) -> list[Image.Image] | None:
+    """Rows (n,) int64 of a source of a data module as pictures; see :func:`pictures`."""
+    if not len(rows):
         return None
-    chosen = torch.from_numpy(positions)
-    if (files := pictured(data)) is not None:
-        return files.thumbnails(data.sets["unlabeled"].rows[chosen], LARGEST_SIDE)
-    images = data.prepare(data.sets["unlabeled"].raw(chosen))
+    if hasattr(source, "thumbnails"):
+        return list(source.thumbnails(rows, LARGEST_SIDE))
+    images = data.prepare(source.fetch(rows))
     if not isinstance(images, Tensor) or images.dim() != 4 or images.shape[1] not in (1, 3):
         return None
     thumbnails = [as_image(image) for image in (images.float().clamp(0, 1) * 255).round().to(torch.uint8)]
@@ -163,9 +169,13 @@ def names(data: SSLData, positions: np.ndarray) -> list[str]:
         data: A data module that is set up.
         positions: (n,) int64, in the unlabelled list.
     """
-    if (files := pictured(data)) is None:
-        return descriptions(data, positions)
-    return files.names(data.sets["unlabeled"].rows[torch.from_numpy(positions)])
+    chosen = data.sets["unlabeled"]
+    return names_of(chosen.source, chosen.rows[torch.from_numpy(positions)])
+
+
+def names_of(source: Source, rows: Tensor) -> list[str]:
+    """Text of rows (n,) int64 of a source, or path below the folder of the data."""
+    return list(source.names(rows)) if hasattr(source, "names") else source.describe(rows)
 
 
 def on_one_line(text: str, length: int) -> str:

@@ -44,6 +44,7 @@ from ssl_weighting.app.callbacks.wandb_dashboard import finish_wandb_runs, name_
 from ssl_weighting.app.checkpoints import write_handed_over
 from ssl_weighting.app.configurations import differences, share_encoder_name, summarised
 from ssl_weighting.app.dashboard import has_wandb_key
+from ssl_weighting.app.findings import keep_findings
 from ssl_weighting.app.launch import agreed, explained, locked, on_one_line, release
 from ssl_weighting.app.parser import Parser
 from ssl_weighting.app.recipes import config_argument, find_recipe
@@ -257,8 +258,9 @@ class CLI(LightningCLI):
             self.trainer.test(self.model, self.datamodule, verbose=False)
         weights, statistics = self.model.weighting.known(self.model.weighting.sampled())
         if self.trainer.is_global_zero:
+            findings = keep_findings(self.directory, self.datamodule, verdict)
             page = write_page(Run(self.directory), self.datamodule)
-            print_summary(self.model, weights, statistics, self.directory, page, verdict)
+            print_summary(self.model, weights, statistics, self.directory, page, verdict, findings)
         finish_wandb_runs(self.trainer)
 
     def _judged(self, directory: Path) -> Verdict | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ from ssl_weighting.errors import DataWarning, UserError, named
 
 if TYPE_CHECKING:  # torch is slow to import
     from ssl_weighting.data.module import SSLData
+    from ssl_weighting.data.near_duplicates import Pairs
     from ssl_weighting.data.split import Split
 
 WEIGHT_COLUMNS = ("index", "weight", "updates", "influence", "pseudo_label", "confidence", "label")
@@ -210,6 +212,35 @@ class Run:
             raise _damaged(path, error) from None
         return dict(content)
 
+    @cached_property
+    def near_duplicates(self) -> list[Pairs] | None:
+        """``near_duplicates.csv``, by pairs of parts; ``None`` where they were not looked for."""
+        from ssl_weighting.data.near_duplicates import PARTS, Pairs
+
+        found: dict[tuple[str, str], list[tuple[int, int, float]]] = {}
+        path = self.directory / "near_duplicates.csv"
+        rows = _table(path, ("part", "near_part", "index", "near_index", "similarity"))
+        try:
+            for row in rows or []:
+                pair = PARTS[PARTS.index(row["part"])], PARTS[PARTS.index(row["near_part"])]
+                numbers = int(row["index"]), int(row["near_index"]), float(row["similarity"])
+                found.setdefault(pair, []).append(numbers)
+        except ValueError as error:
+            raise _damaged(path, error) from None
+        return None if rows is None else [Pairs.of(*pair, some) for pair, some in found.items()]
+
+    @cached_property
+    def doubtful_labels(self) -> list[dict[str, str]]:
+        """``doubtful_labels.csv``: a row a label, the most doubtful first; empty where nothing was cross-validated."""
+        path = self.directory / "doubtful_labels.csv"
+        rows = _table(path, ("part", "index", "label", "likelier", "probability", "likelier_probability"))
+        try:
+            for row in rows or []:
+                int(row["index"]), float(row["probability"]), float(row["likelier_probability"])
+        except ValueError as error:
+            raise _damaged(path, error) from None
+        return rows or []
+
     def data(self) -> SSLData:
         """The data module of the run, with the run's own split, ready to be looked at; the test set is not loaded.
 
@@ -241,6 +272,21 @@ class Run:
                 "unlabelled examples: they are of different runs"
             )
         return data
+
+
+def _table(path: Path, columns: Sequence[str]) -> list[dict[str, str]] | None:
+    """Rows of a CSV file, by column; ``None`` where there is no such file."""
+    if not path.is_file():
+        return None
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+        if not {*columns} <= {*(reader.fieldnames or ())} or any(None in row.values() for row in rows):
+            raise ValueError(f"without {', '.join(columns)}")
+    except (OSError, UnicodeDecodeError, ValueError, csv.Error) as error:
+        raise _damaged(path, error) from None
+    return rows
 
 
 def _damaged(path: Path, error: Exception) -> UserError:

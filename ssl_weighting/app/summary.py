@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -20,6 +21,7 @@ def print_summary(
     directory: Path,
     page: Path,
     verdict: Verdict | None,
+    findings: Sequence[tuple[str, str]] = (),
 ) -> None:
     """A small table: errors, the range of λ, and where everything lies.
 
@@ -30,6 +32,7 @@ def print_summary(
         directory: The run's folder.
         page: Its report page.
         verdict: What the plainest use of the labels came to, if it was tried.
+        findings: See :func:`~ssl_weighting.app.findings.keep_findings`.
     """
     values, moved = weights.float(), int((statistics.updates > 0).sum())
     table = Table(show_header=False, title="finished", title_justify="left")
@@ -47,6 +50,8 @@ def print_summary(
             table.add_row(
                 "φ of the evidence", ", ".join(f"{name} {value:+.2f}" for name, value in phi.items())
             )
+    for name, value in findings:
+        table.add_row(name, value)
     console = Console(soft_wrap=True)
     console.print(table)
     console.print(f"run folder: {directory}", highlight=False, markup=False)

@@ -18,9 +18,10 @@ from torch.utils.data import BatchSampler, DataLoader, Sampler
 
 from ssl_weighting.checks import require
 from ssl_weighting.data.duplicates import Contents, find_copies, sentences, without_copies
+from ssl_weighting.data.near_duplicates import without_leaks
 from ssl_weighting.data.remembered import NewExamples, remembered
 from ssl_weighting.data.source import ExampleSet, InMemory, Source
-from ssl_weighting.data.split import Split, check_split_classes, make_split, read_split
+from ssl_weighting.data.split import Split, check_classes, check_split_classes, make_split, read_split
 from ssl_weighting.data.stream import Stream
 from ssl_weighting.errors import DataWarning, UserError, named
 from ssl_weighting.files import home_path
@@ -69,6 +70,7 @@ class SSLData(LightningDataModule, ABC):
         num_unlabeled: Unlabelled examples, drawn from all there are; default all. The labelled ones are among them.
         split: A ``split.json`` to use, instead of drawing a split.
         split_seed: Seed of the split; default is the run's seed.
+        drop_test_leaks: Draw a split whose pool holds no near duplicates of test examples; it says which were dropped.
         evaluate_test: Also follow the test error during training. It never selects a model.
         num_workers: Worker processes that fetch raw examples.
     """
@@ -98,6 +100,7 @@ class SSLData(LightningDataModule, ABC):
         num_unlabeled: int | None = None,
         split: Path | None = None,
         split_seed: int | None = None,
+        drop_test_leaks: bool = False,
         evaluate_test: bool = False,
         num_workers: int = 0,
     ) -> None:
@@ -121,31 +124,19 @@ class SSLData(LightningDataModule, ABC):
         self.validation_batch_size, self.evaluation_batch_size = validation_batch_size, evaluation_batch_size
         self.num_workers, self.evaluate_test = num_workers, evaluate_test
         self.split_file = None if split is None else home_path(split)
-        self.split_seed = split_seed
+        self.split_seed, self.drop_test_leaks = split_seed, drop_test_leaks
         everything = range(len(self.all_class_names))
         self.known_classes = list(everything if known_classes is None else known_classes)
         self.pool_classes, self.foreign_fraction = list(pool_classes or []), foreign_fraction
-        self._check_classes_asked_for()
+        check_classes(self.known_classes, self.pool_classes, foreign_fraction, len(everything) - 1)
         no_test = f"{self.name} has no test set; give data.test, or leave it out"
         require("data.evaluate_test", evaluate_test, self.has_test or not evaluate_test, no_test)
+        require("data.drop_test_leaks", drop_test_leaks, self.has_test or not drop_test_leaks, no_test)
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         """Of the run: batches follow from it and the step. A resumed run goes on with its own."""
         self.memory = remembered()
         self.split: Split | None = None
         self.sets: dict[str, ExampleSet] = {}
-
-    def _check_classes_asked_for(self) -> None:
-        known, pool, share = self.known_classes, self.pool_classes, self.foreign_fraction
-        last = len(self.all_class_names) - 1
-        for key, classes in (("known_classes", known), ("pool_classes", pool)):
-            fine = all(0 <= c <= last for c in classes) and len(set(classes)) == len(classes)
-            require(f"data.{key}", classes, fine, f"must be different numbers from 0 to {last}")
-        require("data.known_classes", known, len(known) >= 2, "name at least 2 classes")
-        shared = set(known) & set(pool)
-        require("data.pool_classes", pool, not shared, f"{sorted(shared)} are known_classes already")
-        if share is not None:
-            require("data.foreign_fraction", share, 0 <= share < 1, "must be at least 0 and below 1")
-            require("data.foreign_fraction", share, bool(pool), "needs data.pool_classes as well")
 
     # ---- what a data set writes ---------------------------------------------------------------------------
 
@@ -256,6 +247,9 @@ class SSLData(LightningDataModule, ABC):
                 check_split_classes(
                     self.split, train.labels, self.known_classes, self.pool_classes, self.split_file
                 )
+                searched = self.split.dropped is not None or not self.drop_test_leaks
+                hint = "drawn without data.drop_test_leaks; draw another with --data.split null, or leave that out"
+                require("data.split", self.split_file, searched, hint)
             else:
                 self.split = make_split(
                     labels,
@@ -273,6 +267,10 @@ class SSLData(LightningDataModule, ABC):
                 )
             for part in ("labeled", "validation", "unlabeled"):
                 self.sets[part] = self._subset(train, getattr(self.split, part), part == "unlabeled")
+            if self.drop_test_leaks and self.split_file is None:
+                self._setup_test()
+                self.split = without_leaks(self.split, self.sets)
+                self.sets["unlabeled"] = self._subset(train, self.split.unlabeled, True)
         if stage == "test" or (stage is None and self.has_test) or self.evaluate_test:
             self._setup_test()
 

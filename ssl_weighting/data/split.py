@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssl_weighting.checks import require
 from ssl_weighting.errors import UserError
 from ssl_weighting.files import whole_file
 
@@ -31,6 +32,7 @@ class Split:
         labeled: int64, sorted.
         validation: int64, sorted; disjoint from both others.
         unlabeled: int64, sorted; position in this list = row of Λ. The labelled examples are among them.
+        dropped: int64, sorted; left out of the pool as near duplicates of test examples. ``None`` where nobody looked.
     """
 
     data_set: str
@@ -39,6 +41,7 @@ class Split:
     labeled: Tensor
     validation: Tensor
     unlabeled: Tensor
+    dropped: Tensor | None = None
 
     def sha256(self) -> str:
         """Fingerprint of the three lists and the data they point into."""
@@ -293,6 +296,8 @@ def read_split(path: Path, data_set: str, checksum: str) -> Split:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         lists = {part: torch.tensor(content[part], dtype=torch.int64) for part in PARTS}
+        if content.get("dropped") is not None:
+            lists["dropped"] = torch.tensor(content["dropped"], dtype=torch.int64)
         split = Split(content["data_set"], content["checksum"], int(content["seed"]), **lists)
         version, sha256 = content["version"], content["sha256"]
     except FileNotFoundError:
@@ -318,6 +323,29 @@ def read_split(path: Path, data_set: str, checksum: str) -> Split:
             f"back, or {hint}"
         )
     return split
+
+
+def check_classes(known: Sequence[int], pool: Sequence[int], share: float | None, last: int) -> None:
+    """Refuse classes that are not there, or that are asked for twice.
+
+    Args:
+        known: Numbers of those to learn.
+        pool: Of those that only the pool holds.
+        share: Of the pool that is to be of them, if given.
+        last: The largest number there is.
+
+    Raises:
+        UserError: Naming the option.
+    """
+    for key, classes in (("known_classes", known), ("pool_classes", pool)):
+        fine = all(0 <= c <= last for c in classes) and len(set(classes)) == len(classes)
+        require(f"data.{key}", classes, fine, f"must be different numbers from 0 to {last}")
+    require("data.known_classes", known, len(known) >= 2, "name at least 2 classes")
+    shared = set(known) & set(pool)
+    require("data.pool_classes", pool, not shared, f"{sorted(shared)} are known_classes already")
+    if share is not None:
+        require("data.foreign_fraction", share, 0 <= share < 1, "must be at least 0 and below 1")
+        require("data.foreign_fraction", share, bool(pool), "needs data.pool_classes as well")
 
 
 def check_split_classes(

@@ -87,7 +87,14 @@ def test_fit_leaves_a_page(tiny_run):
     elements = Elements(page)
     assert not elements.open
     assert page.count("<figure>") >= 9
-    assert page.count('<img src="data:image/png') == shown_in(tiny_run)
+    doubtful = [
+        float(row["likelier_probability"]) > float(row["probability"])
+        for row in Run(tiny_run).doubtful_labels
+    ]
+    assert len(doubtful) == 170
+    pairs = page.count('<div class="pair">')
+    assert page.count('<img src="data:image/png') == shown_in(tiny_run) + min(16, sum(doubtful)) + 2 * pairs
+    assert "inside the pool. Of each kind" in page
     assert page.count('role="img"') == page.count('viewBox="0 0 420 250"') >= 8
     error = Run(tiny_run).metrics["test/error"][1][-1]
     assert f"{100 * error:.2f} %" in page

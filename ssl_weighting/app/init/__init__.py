@@ -66,6 +66,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--flip", action="store_true", help="a mirrored image keeps its class: not letters, digits, arrows"
     )
+    parser.add_argument(
+        "--drop-test-leaks",
+        action="store_true",
+        help="leave near duplicates of test examples out of the pool",
+    )
     parser.add_argument("--test", type=home_path, metavar="PATH", help="test examples, as --images or --text")
     parser.add_argument("--text-column", metavar="NAME", help="text: the column of the texts; default: text")
     parser.add_argument(
@@ -89,6 +94,8 @@ def main(argv: list[str]) -> int:
         parser.error("--path-column is for images")
     if options.text and options.flip:
         parser.error("--flip is for images")
+    if options.drop_test_leaks and not options.test:
+        parser.error("--drop-test-leaks needs --test PATH")
     for name in ("images", "text", "unlabelled", "test", "encoder", "out"):
         check_utf8(os.path.abspath(getattr(options, name) or ""), f"--{name}")
     source: Path = options.images or options.text
@@ -130,10 +137,16 @@ def _chosen(
                     options.flip,
                     device,
                     options.encoder,
+                    options.drop_test_leaks,
                 )
             else:
                 choice, module = choose_for_texts(
-                    source, options.test, columns, options.encoder or ENCODERS[device], device
+                    source,
+                    options.test,
+                    columns,
+                    options.encoder or ENCODERS[device],
+                    device,
+                    options.drop_test_leaks,
                 )
         except UserError as error:
             for message in said_once(said):
@@ -149,7 +162,9 @@ def _as_typed(message: str, options: argparse.Namespace) -> str:
         path = getattr(options, name.replace("-", "_"), None)
         for given in (path.resolve(), path) if isinstance(path, Path) else ():
             message = message.replace(f"data.{key}={given}", f"--{name} {path}")
-    message = message.replace(" (init: --text-column)", "")
+    message = message.replace(" (init: --text-column)", "").replace(
+        "data.drop_test_leaks=true", "--drop-test-leaks"
+    )
     return re.sub(
         rf"(?<![\w/.-])(?:--)?data\.({'|'.join(OPTIONS)})\b(=?)",
         lambda found: f"--{OPTIONS[found[1]]}{' ' if found[2] else ''}",

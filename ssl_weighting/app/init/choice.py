@@ -16,6 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 from ssl_weighting.data.module import SSLData
+from ssl_weighting.data.near_duplicates import counted, described, find_pairs, leaked
 from ssl_weighting.errors import DataWarning, UserError
 
 LOOKED_AT = 300
@@ -71,7 +72,7 @@ def make_a_pool(choice: Choice, labels: Tensor, how: str, given: bool) -> None:
 
 
 def set_up(module: SSLData, choice: Choice) -> None:
-    """Load and split, and note what there is."""
+    """Load and split, and note what there is, near duplicates too."""
     module.prepare_data()
     module.setup("fit")
     if module.has_test:
@@ -87,6 +88,18 @@ def set_up(module: SSLData, choice: Choice) -> None:
     )
     without = "none given: the cross-validated error is all there is"
     choice.note("test", found.get("test", 0), "tested once, at the end" if "test" in found else without)
+    descriptors = described(module.sets)
+    if isinstance(descriptors, str):
+        choice.note("near duplicates", "?", descriptors)
+        return
+    pairs = find_pairs(descriptors)
+    choice.note(
+        "near duplicates",
+        len({(some.part, row) for some in pairs for row in some.rows.tolist()}),
+        "; ".join(counted(pairs)) or "none found",
+    )
+    if said := leaked(pairs, module.sets):
+        warnings.warn(said, DataWarning, stacklevel=2)
 
 
 def said_once(said: Sequence[warnings.WarningMessage]) -> list[str]:

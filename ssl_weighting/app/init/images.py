@@ -49,6 +49,7 @@ def choose_for_images(
     flip: bool,
     device: str,
     encoder: str | None = None,
+    drop_test_leaks: bool = False,
 ) -> tuple[Choice, SSLData]:
     """Look at somebody's images.
 
@@ -60,6 +61,7 @@ def choose_for_images(
         flip: Whether a mirrored image keeps its class.
         device: ``cpu`` or ``cuda``.
         encoder: Folder or name of a pretrained encoder; ``None`` for the best that is to be had, or none.
+        drop_test_leaks: Whether near duplicates of test images are left out of the pool.
 
     Returns:
         The choices, and the data set as the recipe will have it, split.
@@ -86,6 +88,7 @@ def choose_for_images(
     sides = _sides([file.path for file in first.given])
     size = SIDE[device] if found is not None else _image_size(sides, device, choice)
     choice.data |= {"size": size, "flip": flip, "num_validation": 0}
+    choice.data |= {"drop_test_leaks": True} if drop_test_leaks else {}
     why = (
         "as told"
         if flip

@@ -28,7 +28,12 @@ ENCODERS = {
 
 
 def choose_for_texts(
-    source: Path, test: Path | None, columns: Mapping[str, str | None], encoder: str, device: str
+    source: Path,
+    test: Path | None,
+    columns: Mapping[str, str | None],
+    encoder: str,
+    device: str,
+    drop_test_leaks: bool = False,
 ) -> tuple[Choice, SSLData]:
     """Look at somebody's texts.
 
@@ -38,6 +43,7 @@ def choose_for_texts(
         columns: Names of columns by option, as far as they were given.
         encoder: Hub name or folder.
         device: ``cpu`` or ``cuda``.
+        drop_test_leaks: Whether near duplicates of test texts are left out of the pool.
 
     Returns:
         The choices, and the data set as the recipe will have it, split.
@@ -72,7 +78,7 @@ def choose_for_texts(
         choice.note("pooling", "mean", "a sentence encoder, which is trained for it")
     arguments["frozen"] = True
     choice.backbone = ("Transformer", arguments)
-    choice.data["num_validation"] = 0
+    choice.data |= {"num_validation": 0} | ({"drop_test_leaks": True} if drop_test_leaks else {})
     backbone = Transformer(**arguments)
     first = Text(**choice.data, tokenizer=encoder)
     texts, labels = first.read(train=True).texts, first.distinct_labels()

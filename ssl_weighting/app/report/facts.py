@@ -94,6 +94,7 @@ def split_facts(run: Run, names: list[str], folder: str) -> list[tuple[str, str]
         ("labelled", f"{len(split.labeled):,}"),
         ("validation", f"{len(split.validation):,}" if len(split.validation) else "none: all labels train"),
         ("unlabelled", f"{len(split.unlabeled):,}, the labelled ones among them"),
+        *([] if split.dropped is None else [("dropped, like a test example", f"{len(split.dropped):,}")]),
         ("seed of the split", str(split.seed)),
         ("sha256 of the split", split.sha256()[:16] + "…"),
         ("sha256 of the data", split.checksum[:16] + "…"),

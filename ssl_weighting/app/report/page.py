@@ -6,6 +6,7 @@ import base64
 import hashlib
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,19 +15,21 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ssl_weighting.app.examples import extremes, none_stands_out, pictured
+from ssl_weighting.app.findings import LABELS, NEAR_DUPLICATES
 from ssl_weighting.app.report.charts import Series, curves, legend
 from ssl_weighting.app.report.facts import configuration, judges, split_facts, tiles, timing_facts, what
-from ssl_weighting.app.report.gallery import Gallery, cards
+from ssl_weighting.app.report.gallery import Gallery, cards, doubtful_cards, pairs_of_cards
 from ssl_weighting.app.report.weight_charts import GROUPS, JUDGED, group_table, groups_of, weight_charts
 from ssl_weighting.app.runs import Run
+from ssl_weighting.data.near_duplicates import counted, leaks
 from ssl_weighting.errors import UserError
 from ssl_weighting.files import whole_file
 
 if TYPE_CHECKING:
     from ssl_weighting.data.module import SSLData
 
-GALLERY = 16
-"""Examples of each kind in the gallery."""
+GALLERY, PAIRS = 16, 4
+"""Examples of each kind in the gallery; near duplicates of each pair of parts."""
 BY_NUMBER = '<meta name="examples" content="numbers">'
 """In the head of a page without pictures and texts."""
 
@@ -105,11 +108,30 @@ def render(run: Run, data: SSLData | None, missing: str = "") -> str:
         group_legend=legend(list(groups), [GROUPS[name] for name in groups]) if len(groups) > 1 else "",
         missing=missing,
         galleries=_galleries(run, data, names, groups),
+        doubtful=doubtful_cards(data, run.doubtful_labels, GALLERY),
+        labels_file=LABELS,
+        duplicates=_duplicates(run, data),
         what=what(run),
         split=split_facts(run, names, files.folder if files is not None else ""),
         timing=timing_facts(run),
         configuration=configuration(run),
     )
+
+
+def _duplicates(run: Run, data: SSLData | None) -> dict[str, object] | None:
+    """What the page says of near duplicates; nothing where they were not looked for."""
+    found = run.near_duplicates
+    if found is None:
+        return None
+    if data is not None and data.has_test and any(some.part == "test" for some in found):
+        with suppress(UserError):  # shown by number
+            data.setup("test")
+    return {
+        "said": "; ".join(counted(found)),
+        "leaks": leaks(found),
+        "pairs": pairs_of_cards(data, found, PAIRS),
+        "file": NEAR_DUPLICATES,
+    }
 
 
 def _galleries(
