@@ -26,7 +26,7 @@ demo: .venv/core ## learn weights on real digits, about two minutes
 	$(BIN)/ssl-weighting demo
 
 test: .venv/installed ## all tests
-	$(BIN)/python -m pytest -n auto --maxprocesses 4
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --durations 40
 
 lint: .venv/installed ## ruff, mypy, and who may import whom
 	$(BIN)/ruff check .
