@@ -173,7 +173,8 @@ def check_labels_can_judge(
     if influence.needs_held_out and is_first_process():
         warnings.warn(
             f"data.num_validation=0: {type(influence).__name__} judges labelled examples as they were trained on, which "
-            "is too kind; type --model.influence ExactLastLayer, which leaves each out, or --data.num_validation null",
+            "is too kind; type --model.influence ExactLastLayer, which leaves each out and is for features that stay, "
+            "--model.influence RelativeInfluence where they are trained, or --data.num_validation null",
             stacklevel=2,
         )
 

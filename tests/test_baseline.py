@@ -203,6 +203,10 @@ def test_a_run_on_features_says_what_belongs_and_cleans_by_it(here, capsys):
     assert own[really].mean() > own[~really].mean() + 0.2
     assert Run(found).metrics["pool/own_share"][1][-1] == pytest.approx(own.mean(), rel=1e-4)
     assert f"about {1 - own.mean():.0%} of the pool" in said
+    page = (found / "report.html").read_text(encoding="utf-8")
+    shown = page[page.index("Most foreign") : page.index("Most harmful")]
+    assert f"about {1 - own.mean():.0%} of the pool are not" in shown
+    assert shown.count("<dt>own</dt>") == min(len(own), 16) == shown.count("<dt>really</dt>")
     assert main(["weights", str(found), "--clean", "kept.csv"]) == 0
     labeled = np.isin(table["index"].to_numpy(), Run(found).data().split.labeled.numpy())
     assert labeled.sum() == 30

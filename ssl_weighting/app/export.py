@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ssl_weighting.app.examples import descriptions, extremes, none_stands_out, on_one_line
-from ssl_weighting.app.runs import Run
+from ssl_weighting.app.runs import OWN, Run
 from ssl_weighting.errors import UserError
 from ssl_weighting.files import home_path, whole_file
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from ssl_weighting.data.module import SSLData
 
 
-OWN, LIKELY = "own_probability", 0.5
-"""A column of ``weights.parquet``; and the least that ``--clean`` keeps."""
+LIKELY = 0.5
+"""The least own probability that ``--clean`` keeps."""
 
 
 def main(argv: list[str]) -> int:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:  # torch is slow to import
     from ssl_weighting.data.split import Split
 
 WEIGHT_COLUMNS = ("index", "weight", "updates", "influence", "pseudo_label", "confidence", "label")
+OWN = "own_probability"
+"""A further column, of runs on features that stay as they are."""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from ssl_weighting.app.callbacks.metrics_csv import MetricsCsv
+from ssl_weighting.app.runs import OWN
 from ssl_weighting.data.split import write_split
 from ssl_weighting.errors import UserError
 from ssl_weighting.files import whole_file
@@ -213,7 +214,7 @@ def add_own_probability(path: Path, own: np.ndarray) -> None:
     """
     table = pq.read_table(path)
     with whole_file(path) as partial:
-        pq.write_table(table.append_column("own_probability", pa.array(own)), partial)
+        pq.write_table(table.append_column(OWN, pa.array(own)), partial)
 
 
 def weights_table(module: SSLModule, positions: Tensor | None = None) -> pa.Table:

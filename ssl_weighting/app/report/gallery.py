@@ -17,7 +17,7 @@ from torch import Tensor
 from ssl_weighting.app.examples import names, names_of, on_one_line, pictures, pictures_of
 from ssl_weighting.app.report.charts import short
 from ssl_weighting.app.report.weight_charts import GROUPS
-from ssl_weighting.app.runs import Run
+from ssl_weighting.app.runs import OWN, Run
 from ssl_weighting.data.near_duplicates import NAMES, Pairs
 
 if TYPE_CHECKING:
@@ -83,6 +83,8 @@ def cards(
     for i, (row, text) in enumerate(zip(rows, texts, strict=True)):
         group = next(GROUPS[name] for name, mask in groups.items() if mask[positions[i]])
         facts = [("weight", f"{row['weight']:.3f}"), ("influence", short_or_none(row["influence"]))]
+        if OWN in row:
+            facts.append(("own", _percent(row[OWN])))
         if row["pseudo_label"] is not None:
             confidence = f"{100 * row['confidence']:.0f}\N{NO-BREAK SPACE}%"
             facts.append(("taken for", f"{_class(classes, row['pseudo_label'])} ({confidence})"))
@@ -183,7 +185,7 @@ def doubtful_cards(data: SSLData | None, labels: Sequence[Mapping[str, str]], co
     return made
 
 
-def _percent(share: str) -> str:
+def _percent(share: str | float) -> str:
     return f"{100 * float(share):.0f}\N{NO-BREAK SPACE}%"
 
 

@@ -20,7 +20,7 @@ from ssl_weighting.app.report.charts import Series, curves, legend
 from ssl_weighting.app.report.facts import configuration, judges, split_facts, tiles, timing_facts, what
 from ssl_weighting.app.report.gallery import Gallery, cards, doubtful_cards, pairs_of_cards
 from ssl_weighting.app.report.weight_charts import GROUPS, JUDGED, group_table, groups_of, weight_charts
-from ssl_weighting.app.runs import Run
+from ssl_weighting.app.runs import OWN, Run
 from ssl_weighting.data.near_duplicates import counted, leaks
 from ssl_weighting.errors import UserError
 from ssl_weighting.files import whole_file
@@ -137,12 +137,23 @@ def _duplicates(run: Run, data: SSLData | None) -> dict[str, object] | None:
 def _galleries(
     run: Run, data: SSLData | None, names: list[str], groups: dict[str, np.ndarray]
 ) -> list[Gallery]:
-    """The most harmful and the most helpful examples, or a word where there are none; nothing if no weight moved."""
+    """The most foreign examples, where a run says so; the most harmful and the most helpful ones, if a weight moved."""
     initial = run.initial_weight
+    galleries = []
+    if OWN in run.weights.column_names:
+        own = run.weights[OWN].to_numpy()
+        galleries = [
+            Gallery(
+                "Most foreign",
+                f"least likely to be of one of the classes first; about {1 - own.mean():.0%} of the pool are not",
+                cards(run, data, names, groups, np.argsort(own, kind="stable")[:GALLERY]),
+                "",
+            )
+        ]
     found = extremes(run.weights, GALLERY, initial, spread=True)
     if not any(map(len, found)):
-        return []
-    return [
+        return galleries
+    return galleries + [
         Gallery(
             f"Most {kind}",
             f"{weight} weight first; of each class that they are taken for in turn",
