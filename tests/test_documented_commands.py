@@ -444,8 +444,8 @@ def parse_only(program: Callable[[], object], patch: pytest.MonkeyPatch) -> None
 
 
 def write_images(folder: Path, classes: int) -> None:
-    """Small pictures of random pixels: a folder a class, or of no class."""
-    draw = np.random.default_rng(0)
+    """Small pictures of random pixels, others in a folder of another name: a folder a class, or of no class."""
+    draw = np.random.default_rng(list(folder.name.encode()))
     for name in [f"class_{i}" for i in range(classes)] or ["."]:
         (folder / name).mkdir(parents=True, exist_ok=True)
         for number in range(20):
