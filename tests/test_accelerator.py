@@ -218,7 +218,8 @@ QUICK = [
 
 
 def test_a_run_of_images_that_is_resumed_and_predicts(command, tmp_path):
-    fit = ["fit", "--config", "digits_uda", *QUICK, "--model.theta.schedule", "constant"]
+    kept_aside = ["--data.num_labeled", 20, "--data.labeled_batch_size", 20, "--data.num_validation", 20]
+    fit = ["fit", "--config", "digits_uda", *QUICK, *kept_aside, "--model.theta.schedule", "constant"]
     waited = command(*fit, "--runs", tmp_path / "whole", "--trainer.max_steps", 6)
     assert waited and not any(waited)
     command(*fit, "--runs", tmp_path / "parts", "--trainer.max_steps", 4)

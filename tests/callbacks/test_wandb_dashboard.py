@@ -60,6 +60,11 @@ def run_folder(tmp_path_factory):
             "model.weighting.update_masked": "true",
             "model.theta.schedule": "constant",
             "data.unlabeled_batch_size": 16,
+            "data.num_labeled": 20,
+            "data.labeled_batch_size": 20,
+            "data.num_validation": 150,
+            "data.validation_batch_size": 150,
+            "data.evaluate_test": "false",
         }
         assert main(["fit", *words(options), "--trainer.max_steps", "12"]) == 0
         assert main(["resume", str(folder / "digits_uda"), "--trainer.max_steps", "16"]) == 0

@@ -1,0 +1,42 @@
+"""The table of what belongs: its measure of calibration, a row, and its sentence."""
+
+import numpy as np
+import pytest
+
+from lab.claims import foreign_in_features as claim
+
+
+def test_calibration_error_by_hand():
+    """Bins [.2, .3): mean .25, share 1/2; [.9, 1]: mean .95, share 1."""
+    found = claim.calibration_error(
+        np.array([0.2, 0.3 - 1e-9, 0.9, 1.0]), np.array([True, False, True, True])
+    )
+    assert found == pytest.approx(0.5 * 0.25 + 0.5 * 0.05)
+
+
+def test_a_row_and_what_the_table_says(tmp_path, monkeypatch):
+    generator = np.random.default_rng(0)
+    centres = generator.normal(size=(10, 16)) * 2
+    for name, count in (("data_batch_1", 900), ("test_batch", 300)):
+        labels = generator.integers(0, 10, count)
+        features = (centres[labels] + generator.normal(size=(count, 16))).astype(np.float32)
+        np.savez(tmp_path / f"{name}.npz", features=features, labels=labels)
+    monkeypatch.setattr(claim, "SIZE", 200)
+    (row,) = claim.run(tmp_path, "six animals", 5, 0.5, 0)
+    assert float(row["ours"]) > 0.9 and float(row["ours_test"]) > 0.9
+    assert row["true_share"] == "0.5000" and abs(float(row["share"]) - 0.5) < 0.25
+    rows = [
+        row
+        | {
+            "split": "six animals",
+            "labels": "5",
+            "foreign": "0.5",
+            "seed": str(seed),
+            "ours": ours,
+            "mean": "0.9",
+        }
+        for seed, ours in enumerate(("0.7", "0.8"))
+    ]
+    said = claim.table(rows)
+    assert "| six animals, 5, 0.5 (2) | 0.750 |" in said
+    assert "nearest class mean in six animals, 5, 0.5: -0.150 ± " in said
