@@ -99,8 +99,10 @@ def test_the_shaped_optimiser_ends_where_the_loss_is_least():
     features = torch.randn(200, 12, generator=generator) * torch.logspace(-2, 1, 12)
     target = torch.randint(0, 3, (200,), generator=generator)
     head = torch.nn.Linear(12, 3)
+    torch.nn.init.normal_(head.weight, std=0.3, generator=generator)
+    torch.nn.init.zeros_(head.bias)
     optimizer = BoundedNewton(head.parameters(), features[:20], features, decay=0.01, bound=1.0, scale=1.0)
-    for _ in range(200):
+    for _ in range(600):
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(head(features), target).backward()
         optimizer.step()
