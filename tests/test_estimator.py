@@ -95,21 +95,22 @@ def test_axes_keep_lengths_and_angles():
 
 
 def test_the_shaped_optimiser_ends_where_the_loss_is_least():
+    """From zero: what all classes have in common changes no prediction, and only the decay, which is slow, pulls it."""
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(200, 12, generator=generator) * torch.logspace(-2, 1, 12)
     target = torch.randint(0, 3, (200,), generator=generator)
     head = torch.nn.Linear(12, 3)
-    torch.nn.init.normal_(head.weight, std=0.3, generator=generator)
+    torch.nn.init.zeros_(head.weight)
     torch.nn.init.zeros_(head.bias)
     optimizer = BoundedNewton(head.parameters(), features[:20], features, decay=0.01, bound=1.0, scale=1.0)
-    for _ in range(600):
+    for _ in range(200):
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(head(features), target).backward()
         optimizer.step()
     loss = torch.nn.functional.cross_entropy(head(features), target)
     gradients = torch.autograd.grad(loss, list(head.parameters()))
     for parameter, gradient in zip(head.parameters(), gradients, strict=True):
-        assert (gradient + 0.01 * parameter).abs().max() < 1e-3
+        assert (gradient + 0.01 * parameter).abs().max() < 1e-5
 
 
 def test_weights_and_choice_can_be_left_out():
