@@ -83,7 +83,7 @@ class EvidenceWeights(Table):
         return self.low + self.range * self._share(evidence)
 
     def _share(self, evidence: Tensor) -> Tensor:
-        return torch.sigmoid(evidence @ self.phi + self.offset)
+        return torch.sigmoid((evidence * self.phi).sum(-1) + self.offset)
 
     @torch.no_grad()
     def step(self, rows: Tensor, gradient: Tensor, examples: int | None = None) -> None:
