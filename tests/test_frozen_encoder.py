@@ -312,7 +312,7 @@ def test_a_trained_run_predicts_new_examples_as_those_it_kept(own_net, tmp_path)
     own = model.features(data.load(True).fetch(torch.tensor(rows["index"])))
     np.testing.assert_allclose(np.array(rows["features"]), own, atol=1e-6)
     assert main(["predict", str(run)]) == 0
-    assert main(["validate", str(run)]) == 0
+    assert main(["test", str(run)]) == 0
     assert main(["resume", str(run), "--trainer.max_steps", "8"]) == 0
 
 
