@@ -111,6 +111,12 @@ def cooled(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     return np.asarray(softmax(logs / temperature, 1))
 
 
+def scale_of(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of each column of (n, D) or (n,); 1 for a deviation of next to nothing."""
+    deviation = features.std(0)
+    return features.mean(0), np.where(deviation < 1e-6, 1.0, deviation).astype(deviation.dtype)
+
+
 def cross_entropy(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """−log p of the label, nats, (n,), of probabilities (n, C) and labels (n,)."""
     chosen = np.take_along_axis(probabilities, labels[:, None], 1)[:, 0]

@@ -234,8 +234,12 @@ def test_a_cleaning_that_cannot_be_is_refused(here, capsys, options, message):
     assert message in capsys.readouterr().err
 
 
-def test_a_pool_too_large_to_compare_is_said(here, capsys, monkeypatch):
-    monkeypatch.setattr(baseline, "COMPARED", 100)
-    assert main(["fit", *ENSEMBLE]) == 0
+def test_a_pool_too_large_or_labels_too_few_to_compare_are_said(here, capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(baseline, "COMPARED", 100)
+        assert main(["fit", *ENSEMBLE]) == 0
     assert "own_probability: not computed" in capsys.readouterr().err
+    assert "own_probability" not in Run(run_of()).weights.column_names
+    assert main(["fit", *ENSEMBLE, "--data.num_labeled", "10"]) == 0
+    assert "fewer than 4 labels could be held out" in capsys.readouterr().err
     assert "own_probability" not in Run(run_of()).weights.column_names

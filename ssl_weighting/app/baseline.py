@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ssl_weighting.app.bare_trainer import bare_trainer
-from ssl_weighting.app.belonging import POOL, Belonging
+from ssl_weighting.app.belonging import NEEDED, POOL, Belonging
 from ssl_weighting.app.mixture import MixedHead, Mixture
 from ssl_weighting.backbones.base import Classifier
 from ssl_weighting.backbones.precomputed import Precomputed
@@ -26,7 +26,7 @@ from ssl_weighting.data import ExampleSet, SSLData
 from ssl_weighting.encoding import encode
 from ssl_weighting.errors import UserError
 from ssl_weighting.module import SSLModule
-from ssl_weighting.probe import Probe, cross_entropy, fit_probe, folds_of
+from ssl_weighting.probe import Probe, cross_entropy, fit_probe, folds_of, scale_of
 from ssl_weighting.views import Views
 
 MOST = 2000
@@ -164,7 +164,14 @@ def _own(data: SSLData, features: np.ndarray, labels: np.ndarray, read: Reader) 
     pool = read("unlabeled")
     given = np.concatenate((labels, np.full(len(pool), POOL)))
     found = Belonging(np.concatenate((features, pool)), given)
-    return None if np.isnan(found.share) else found.probability
+    if np.isnan(found.share):
+        warnings.warn(
+            f"own_probability: not computed, for fewer than {NEEDED} labels could be held out; give more than one a "
+            "class",
+            stacklevel=3,
+        )
+        return None
+    return np.asarray(found.probability)
 
 
 def check_can_choose(module: SSLModule, data: SSLData, processes: int) -> None:
@@ -261,7 +268,7 @@ def _reader(module: SSLModule, data: SSLData) -> tuple[str, Reader, tuple[np.nda
     first = views.plain(pytree.tree_map_only(Tensor, lambda x: x.to(module.device), raw))
     if not isinstance(first, Tensor):
         return "words", _word_reader(data), None
-    mean, deviation = _scale(flat("labeled"))
+    mean, deviation = scale_of(flat("labeled"))
     vectors = isinstance(module.model.backbone, Precomputed) or first.dim() == 2
     kind = "inputs" if vectors else "pixels"
     return kind, lambda part: (flat(part) - mean) / deviation, (mean, deviation)
@@ -269,14 +276,8 @@ def _reader(module: SSLModule, data: SSLData) -> tuple[str, Reader, tuple[np.nda
 
 def standardised(features: np.ndarray) -> np.ndarray:
     """Features (n, D), each with mean 0 and deviation 1."""
-    mean, deviation = _scale(features)
+    mean, deviation = scale_of(features)
     return np.asarray((features - mean) / deviation)
-
-
-def _scale(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    deviation = features.std(0)
-    deviation[deviation < 1e-6] = 1.0
-    return features.mean(0), deviation
 
 
 def _flat(inputs: Tensor) -> Tensor:

@@ -13,8 +13,10 @@ from scipy.special import expit
 
 from ssl_weighting.algorithms.graph import nearest, neighbour_graph, sample_of, spread_mass
 from ssl_weighting.app.heads import Axes
+from ssl_weighting.probe import scale_of
 
 POOL = -1
+"""The label of an example of the pool, as in scikit-learn's semi-supervised classifiers."""
 LARGEST = 20_000
 """Most examples that a score is fitted on, as its cost is their square; the others are scored as new ones are."""
 NEIGHBOURS, TEMPERATURE, SPREAD = 10, 0.07, 0.9
@@ -86,14 +88,14 @@ class _Score:
             )
         )
         self.learned: tuple[np.ndarray, np.ndarray] | None = None
-        self.scale = _scale(self._parts(seen)[pool])
+        self.scale = scale_of(self._parts(seen)[pool])
         if share is not None:
             order = pool[np.argsort(self(seen)[pool])]
             own = max(FEWEST, int(SURE_OWN * share * len(pool)))
             foreign = max(FEWEST, int(SURE_FOREIGN * (1 - share) * len(pool)))
             direction = _direction(seen.axes, order[-own:], order[:foreign])
             self.learned = direction, seen.axes @ direction
-            self.learned_scale = _scale(self._learned(seen)[pool])
+            self.learned_scale = scale_of(self._learned(seen)[pool])
 
     def __call__(self, seen: _Seen) -> np.ndarray:
         """(n,) scores."""
@@ -121,7 +123,7 @@ class Belonging:
     Nobody names foreign examples. The score sums up, each over the deviation that it has in the pool: likeness to the
     nearest class mean in standardised and in shrunk-whitened features, the mass that label propagation brings, and a
     linear score of labelled against pool examples (Elkan & Noto 2008, "Learning classifiers from only positive and
-    unlabeled data"), all but half of the first averaged over the nearest neighbours in the pool; and as much as those
+    unlabeled data"), all but half of the first averaged over the nearest neighbours; and as much as those
     together, a linear score learned from the surest own and foreign examples, averaged so with its neighbours'.
 
     The probability is logistic in the score z: p(z) = σ(a z + b). Own examples of the pool have the density
@@ -145,7 +147,7 @@ class Belonging:
         known = torch.from_numpy(np.flatnonzero(labels != POOL))
         rows = sample_of(len(labels), known, LARGEST).numpy()
         given, labels = np.asarray(features, np.float32), np.asarray(labels)
-        self._mean, self._deviation = _scale(given[rows])
+        self._mean, self._deviation = scale_of(given[rows])
         standardised = (given[rows] - self._mean) / self._deviation
         self._narrow = Axes.of(standardised, WIDEST) if standardised.shape[1] > WIDEST else None
         if self._narrow is not None:
@@ -190,7 +192,7 @@ class Belonging:
                 score = _Score(seen, graph, known[kept], labels[kept], pool, share)(seen)
                 ranks.append((score[pool] < score[known[held_out], None]).mean(1))
             scores = self._score(seen)[pool]
-            self._scale = _scale(scores)
+            self._scale = scale_of(scores)
             scores = (scores - self._scale[0]) / self._scale[1]
             self._line = np.full(2, np.nan)
             if sum(map(len, ranks)) < NEEDED:
@@ -226,7 +228,10 @@ def presence_only(own: np.ndarray, pool: np.ndarray) -> np.ndarray:
 
 
 def _folds(labels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Places kept and held out, the folds of a class as even as can be; the only label of a class is always kept."""
+    """Places kept and held out, the folds of a class as even as can be.
+
+    The only label of a class is always kept, where the probe's folds would be none at all.
+    """
     fold = np.full(len(labels), -1)
     generator = np.random.default_rng(0)
     for label in np.unique(labels):
@@ -254,11 +259,6 @@ def _shrunk_root(standardised: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     values = values.clamp(min=0)
     root = vectors / (values + values.mean() + 1e-12).sqrt()
     return root.float().numpy(), vectors[:, -AXES:].float().numpy()
-
-
-def _scale(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    deviation = values.std(0)
-    return values.mean(0), np.where(deviation < 1e-6, 1.0, deviation)
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

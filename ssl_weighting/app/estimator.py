@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,19 +22,18 @@ from torch import Tensor, nn
 from ssl_weighting.algorithms.base import Algorithm
 from ssl_weighting.algorithms.ensemble import Ensemble
 from ssl_weighting.app.bare_trainer import bare_trainer
-from ssl_weighting.app.belonging import Belonging
+from ssl_weighting.app.belonging import POOL, Belonging
 from ssl_weighting.app.heads import UNKNOWNS, Axes, BoundedNewton
 from ssl_weighting.app.mixture import Mixture
 from ssl_weighting.backbones.precomputed import Precomputed
 from ssl_weighting.data.tensors import TensorData
 from ssl_weighting.influence import ExactLastLayer
 from ssl_weighting.module import SSLModule
-from ssl_weighting.probe import cross_entropy, fit_probe, folds_of
+from ssl_weighting.probe import cross_entropy, fit_probe, folds_of, scale_of
 from ssl_weighting.theta import ThetaOptions
 from ssl_weighting.weighting import WeightingOptions
 
-POOL = -1
-"""The label of an example of the pool, as in scikit-learn's semi-supervised classifiers."""
+T = TypeVar("T")
 LABELED, UNLABELED = 512, 4096
 """Largest batches."""
 AXES = 256
@@ -109,8 +108,7 @@ class SSLClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         features = self._features(X, fitting=True)
         labels, self.classes_ = _class_numbers(y, len(features))
         known = np.flatnonzero(labels != POOL)
-        self.mean_, self.deviation_ = features.mean(0), features.std(0)
-        self.deviation_[self.deviation_ < 1e-6] = 1.0
+        self.mean_, self.deviation_ = scale_of(features)
         features = self._standardised(features)
         self.baseline_ = fit_probe(features[known], labels[known])
         self.belonging_ = Belonging(features, labels) if len(known) < len(labels) else None
@@ -141,7 +139,7 @@ class SSLClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def predict_proba(self, X: Any) -> np.ndarray:  # noqa: N803
         """Class probabilities (n, C), float64, in the order of ``classes_``."""
         check_is_fitted(self)
-        features = self._standardised(self._features(X, fitting=False))
+        features = self._new(X)
         if not self.used_pool_:
             return self.baseline_.probabilities(features)
         assert self.module_ is not None
@@ -155,9 +153,7 @@ class SSLClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             ValueError: If there was no pool.
         """
         check_is_fitted(self)
-        if self.module_ is None:
-            raise ValueError("SSLClassifier: there was no pool; give examples with label -1")
-        return _probabilities(self.module_, self.axes_(self._standardised(self._features(X, fitting=False))))
+        return _probabilities(self._of_pool(self.module_), self.axes_(self._new(X)))
 
     def own_probability(self, X: Any) -> np.ndarray:  # noqa: N803
         """The probability (n,) float32 that a new example is of one of the classes.
@@ -166,9 +162,7 @@ class SSLClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             ValueError: If there was no pool.
         """
         check_is_fitted(self)
-        if self.belonging_ is None:
-            raise ValueError("SSLClassifier: there was no pool; give examples with label -1")
-        return self.belonging_(self._standardised(self._features(X, fitting=False)))
+        return self._of_pool(self.belonging_)(self._new(X))
 
     def predict(self, X: Any) -> np.ndarray:  # noqa: N803
         """The likeliest class of each example, (n,)."""
@@ -186,6 +180,15 @@ class SSLClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 self.encoder.train()  # type: ignore[attr-defined]
             examples = examples.detach().cpu().numpy() if isinstance(examples, Tensor) else examples
         return np.asarray(validate_data(self, examples, reset=fitting, dtype=np.float64))
+
+    @staticmethod
+    def _of_pool(learned: T | None) -> T:
+        if learned is None:
+            raise ValueError("SSLClassifier: there was no pool; give examples with label -1")
+        return learned
+
+    def _new(self, examples: Any) -> np.ndarray:
+        return self._standardised(self._features(examples, fitting=False))
 
     def _standardised(self, features: np.ndarray) -> np.ndarray:
         return np.asarray((features - self.mean_) / self.deviation_, np.float32)

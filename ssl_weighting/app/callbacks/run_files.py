@@ -206,13 +206,14 @@ def write_weights(module: SSLModule, path: Path) -> None:
 
 
 def add_own_probability(path: Path, own: np.ndarray) -> None:
-    """Add the column ``own_probability`` to ``weights.parquet``.
+    """Add the column ``own_probability`` to ``weights.parquet``, in place of one that is there.
 
     Args:
         path: The file.
         own: (|U|,) float32; see :class:`~ssl_weighting.app.baseline.Verdict`.
     """
     table = pq.read_table(path)
+    table = table.drop_columns([name for name in table.column_names if name == OWN])
     with whole_file(path) as partial:
         pq.write_table(table.append_column(OWN, pa.array(own)), partial)
 
