@@ -14,15 +14,9 @@ def test_calibration_error_by_hand():
     assert found == pytest.approx(0.5 * 0.25 + 0.5 * 0.05)
 
 
-def test_a_row_and_what_the_table_says(tmp_path, monkeypatch):
-    generator = np.random.default_rng(0)
-    centres = generator.normal(size=(10, 16)) * 2
-    for name, count in (("data_batch_1", 900), ("test_batch", 300)):
-        labels = generator.integers(0, 10, count)
-        features = (centres[labels] + generator.normal(size=(count, 16))).astype(np.float32)
-        np.savez(tmp_path / f"{name}.npz", features=features, labels=labels)
+def test_a_row_and_what_the_table_says(folder, monkeypatch):
     monkeypatch.setattr(claim, "SIZE", 200)
-    (row,) = claim.run(tmp_path, "six animals", 5, 0.5, 0)
+    (row,) = claim.run(folder, "six animals", 5, 0.5, 0)
     assert float(row["ours"]) > 0.9 and float(row["ours_test"]) > 0.9
     assert row["true_share"] == "0.5000" and abs(float(row["share"]) - 0.5) < 0.25
     rows = [

@@ -1,21 +1,9 @@
 """The table of frozen features of images: what is drawn, and its rows."""
 
 import numpy as np
-import pytest
 
 from lab.claims import frozen_features as claim
 from lab.frozen import METHODS, POOL
-
-
-@pytest.fixture
-def folder(tmp_path):
-    generator = np.random.default_rng(0)
-    centres = generator.normal(size=(10, 16)) * 2
-    for name, count in (("data_batch_1", 600), ("test_batch", 200)):
-        labels = generator.integers(0, 10, count)
-        features = (centres[labels] + generator.normal(size=(count, 16))).astype(np.float32)
-        np.savez(tmp_path / f"{name}.npz", features=features, labels=labels)
-    return tmp_path
 
 
 def test_draws_the_same_labelled_examples_for_every_pool(folder, monkeypatch):
