@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ssl_weighting.backbones.timm_model import TimmModel
 from ssl_weighting.data.cifar10 import Cifar10
@@ -19,10 +20,22 @@ MEAN, DEVIATION = 0.498, 0.502
 
 
 @torch.no_grad()
-def embed(cifar10: Path, encoder: str, folder: Path) -> None:
-    """Write the parts that are missing in a folder, and say how long each took.
+def features_of(images: Tensor, encoder: str) -> Tensor:
+    """Features (n, D) float32 of images uint8 (n, 3, H, W).
 
     In float32: depthwise convolutions in bfloat16 take a processor ten times as long.
+
+    Args:
+        images: As they are.
+        encoder: Folder of a ``timm`` model.
+    """
+    model = Encoder(TimmModel(encoder, pretrained=True, frozen=True), SIDE)
+    batches = torch.split(images, BATCH)
+    return torch.cat([model.features((batch / 255 - MEAN) / DEVIATION) for batch in batches])
+
+
+def embed(cifar10: Path, encoder: str, folder: Path) -> None:
+    """Write the parts that are missing in a folder, and say how long each took.
 
     Args:
         cifar10: As ``Cifar10`` reads it.
@@ -31,7 +44,6 @@ def embed(cifar10: Path, encoder: str, folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     data = Cifar10(cifar10, verify_checksum=False)
-    model = Encoder(TimmModel(encoder, pretrained=True, frozen=True), SIDE)
     for name, train, first in (
         ("data_batch_1", True, 0),
         ("data_batch_2", True, PART),
@@ -41,11 +53,10 @@ def embed(cifar10: Path, encoder: str, folder: Path) -> None:
         if path.exists():
             continue
         source = data.load(train=train)
+        rows = slice(first, first + PART)
         began = time.perf_counter()
-        found = []
-        for images in torch.split(source.inputs[first : first + PART], BATCH):
-            found.append(model.features((images / 255 - MEAN) / DEVIATION).numpy())
+        found = features_of(source.inputs[rows], encoder)
         partial = path.with_suffix(".part.npz")
-        np.savez(partial, features=np.concatenate(found), labels=source.labels[first : first + PART].numpy())
+        np.savez(partial, features=found.numpy(), labels=source.labels[rows].numpy())
         partial.rename(path)
-        print(f"{name}: {PART:,} images, {time.perf_counter() - began:.0f} s", flush=True)
+        print(f"{name}: {len(found):,} images, {time.perf_counter() - began:.0f} s", flush=True)

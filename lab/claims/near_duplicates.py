@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from lab.embedded_images import features_of
 from ssl_weighting.data.cifar10 import Cifar10
 from ssl_weighting.data.corrupted import KINDS, CorruptedDigits
 from ssl_weighting.data.near_duplicates import (
@@ -130,25 +131,12 @@ def thresholds(found: Mapping[str, Tensor]) -> dict[str, float]:
     return {"of the largest F1": best, "that finds 1 % of the others": float(found["none"].quantile(0.99))}
 
 
-@torch.no_grad()
-def encoded(encoder: str, images: Tensor) -> Tensor:
-    """Features (n, D) of EfficientNet-Lite0, as ``lab.embedded_images`` makes them."""
-    from lab.embedded_images import BATCH, DEVIATION, MEAN, SIDE
-    from ssl_weighting.backbones.timm_model import TimmModel
-    from ssl_weighting.encoder import Encoder
-
-    model, found = Encoder(TimmModel(encoder, pretrained=True, frozen=True), SIDE), []
-    for batch in torch.split(images, BATCH):
-        found.append(model.features((batch / 255 - MEAN) / DEVIATION))
-    return torch.cat(found)
-
-
 def cifar10(images: Tensor, encoder: str | None) -> None:
     """Print precision and recall by kind of copy, and the cosines that a threshold was chosen from."""
     means: list[Tensor] = []
 
     def by_features(some: Tensor) -> Tensor:
-        features = encoded(str(encoder), some)
+        features = features_of(some, str(encoder))
         means[:] = means or [features.mean(0)]
         return of_vectors(features, means[0])
 
