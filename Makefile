@@ -25,8 +25,9 @@ help: ## what can be made
 demo: .venv/core ## learn weights on real digits, about two minutes
 	$(BIN)/ssl-weighting demo
 
+# Processes share the cores: threads of their own would only wait for one another.
 test: .venv/installed ## all tests
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --durations 40
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --durations 40
 
 lint: .venv/installed ## ruff, mypy, and who may import whom
 	$(BIN)/ruff check .
