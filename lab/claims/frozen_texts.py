@@ -31,7 +31,7 @@ from ssl_weighting import SSLClassifier
 
 SETS = {
     "imdb": (2, (10, 50), "newsgroups-train"),
-    "newsgroups": (len(GROUPS), (5, 20), "newsgroups-foreign"),
+    "newsgroups": (len(GROUPS), (5, 20, 50), "newsgroups-foreign"),
     "r8": (len(REUTERS), (5, 20), "imdb-train"),
 }
 """Classes, labels a class, and where foreign texts come from."""
