@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
 from ssl_weighting.app import belonging
 from ssl_weighting.app.belonging import Belonging, _Score, presence_only
+from ssl_weighting.errors import UserError
 
 
 def clusters(seed=0, labels=10, own=300, foreign=300, distance=3.0, width=30):
@@ -67,6 +69,45 @@ def test_wide_features_are_compared_on_their_axes(monkeypatch):
     assert np.isfinite(found(features[:5])).all()
 
 
+@pytest.mark.parametrize("widest", [10, 2048])
+def test_what_is_kept_on_the_disk_says_the_same(tmp_path, monkeypatch, widest):
+    features, truth, labeled = clusters()
+    monkeypatch.setattr(belonging, "WIDEST", widest)
+    fitted = Belonging(features[:-100], given(truth, labeled)[:-100])
+    path = tmp_path / "belonging.safetensors"
+    fitted.save(path)
+    kept = Belonging.load(path)
+    np.testing.assert_array_equal(kept(features[-100:]), fitted(features[-100:]))
+    np.testing.assert_array_equal(kept.probability, fitted.probability)
+    assert kept.share == fitted.share and kept.width == 30
+    per_example = 2 * min(widest, 30) + 8 * 5 + 4
+    assert path.stat().st_size < per_example * len(features) + 40_000
+
+
+def test_keeping_half_the_digits_of_features_changes_next_to_nothing(monkeypatch):
+    """New examples are compared with features in float16, the pool in float32."""
+    features, truth, labeled = clusters()
+    rounded = Belonging(features[:-100], given(truth, labeled)[:-100])(features[-100:])
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "half", torch.Tensor.float)
+        exact = Belonging(features[:-100], given(truth, labeled)[:-100])(features[-100:])
+    assert 0 < np.abs(rounded - exact).max() < 1e-2
+
+
+def test_a_file_that_is_not_whole_is_named_with_what_writes_it_again(tmp_path):
+    features, truth, labeled = clusters(own=60, foreign=60)
+    path = tmp_path / "a run" / "belonging.safetensors"
+    path.parent.mkdir()
+    Belonging(features, given(truth, labeled)).save(path)
+    whole = path.read_bytes()
+    for broken in (whole[:-50], whole[:20], b"", whole.replace(b'"line"', b'"lime"')):
+        path.write_bytes(broken)
+        with pytest.raises(
+            UserError, match=r"is no whole file .*; ssl-weighting resume '.*a run' writes it again"
+        ):
+            Belonging.load(path)
+
+
 def test_one_label_a_class_gives_no_probability_rather_than_a_wrong_one():
     features, truth, labeled = clusters(labels=1)
     found = Belonging(features, given(truth, labeled))
@@ -77,17 +118,17 @@ def test_a_held_out_example_does_not_vouch_for_itself():
     """The mean of the ranks of labelled examples is that of the pool's own ones; not left out, it is far above."""
     features, truth, labeled = clusters(labels=4, own=600, foreign=0, distance=0.3)
     pool = np.arange(labeled, len(truth))
-    found, seen = [], {}
-    original = _Score.__init__
+    found = []
+    original = _Score.fit
 
-    def watched(self, space, graph, rows, labels, in_pool, share):
-        original(self, space, graph, rows, labels, in_pool, share)
-        seen["space"] = space
+    def watched(space, rows, labels, in_pool, share):
+        score = original(space, rows, labels, in_pool, share)
         if share is None:
-            found.append((rows, self(space)))
+            found.append((rows, score(space)))
+        return score
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_Score, "__init__", watched)
+        patch.setattr(_Score, "fit", watched)
         Belonging(features, given(truth, labeled))
     rank = lambda score, rows: (score[pool] < score[rows, None]).mean(1)  # noqa: E731
     whole = rank(found[0][1], np.arange(labeled)).mean()

@@ -24,7 +24,9 @@ import ssl_weighting
 from ssl_weighting import encoding
 from ssl_weighting.algorithms.base import Algorithm
 from ssl_weighting.algorithms.fixmatch import FixMatch
+from ssl_weighting.app.belonging import Belonging
 from ssl_weighting.app.cli import main
+from ssl_weighting.app.runs import Run
 from ssl_weighting.augment import CTAugment
 from ssl_weighting.backbones.transformer import Transformer
 from ssl_weighting.data.features import FeatureFile
@@ -307,6 +309,16 @@ def test_a_trained_run_predicts_new_examples_as_those_it_kept(own_net, tmp_path)
     np.testing.assert_allclose(found, expected.detach().numpy(), atol=1e-6)
     assert not torch.equal(encoder.mean, torch.zeros_like(encoder.mean))
     np.testing.assert_allclose(model.features(pixels), features.detach().numpy(), atol=1e-6)
+    trained = Run(run).data()
+    parts = [
+        encoder.features(data.view(trained.sets[part].raw(), ())).detach()
+        for part in ("labeled", "unlabeled")
+    ]
+    labels = np.concatenate([trained.sets["labeled"].labels, np.full(len(parts[1]), -1)])
+    belonging = Belonging(np.concatenate(parts), labels)
+    own = model.own_probability(pixels)
+    np.testing.assert_allclose(own, belonging(features.detach().numpy()), atol=1e-3)
+    assert own.std() > 0.01
     assert main(["embed", str(run), "--on", "unlabeled", "--out", "pool.parquet"]) == 0
     rows = pq.read_table("pool.parquet").slice(0, 40).to_pydict()
     own = model.features(data.load(True).fetch(torch.tensor(rows["index"])))

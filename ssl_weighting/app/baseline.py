@@ -56,8 +56,8 @@ class Verdict:
         scale: Mean and deviation (D,) that the probe's features were standardised by beyond what the network sees;
             ``None`` where they are the network's.
         mixture: How far the model with the pool is believed, and how far the probe; ``None`` where nothing was compared.
-        own: (|U|,) float32, the probability that an example of the pool is of a known class; ``None`` unless features
-            stay as they are, and there are labels enough.
+        belonging: How probable it is that an example is of a known class; ``None`` unless features stay as they are, and
+            there are labels enough.
     """
 
     probe: Probe
@@ -68,7 +68,7 @@ class Verdict:
     pool_loss: float | None = None
     scale: tuple[np.ndarray, np.ndarray] | None = None
     mixture: Mixture | None = None
-    own: np.ndarray | None = None
+    belonging: Belonging | None = None
 
     def numbers(self) -> dict[str, float]:
         """What is kept in ``metrics.csv``, by name."""
@@ -77,8 +77,8 @@ class Verdict:
             "baseline/loss": self.probe.loss,
             "baseline/test_error": self.test_error,
         }
-        if self.own is not None:
-            found["pool/own_share"] = float(self.own.mean())
+        if self.belonging is not None:
+            found["pool/own_share"] = self.belonging.share
         if self.mixture is not None:
             found |= {
                 "pool/error": self.pool_error,
@@ -139,8 +139,9 @@ def judge(
     if data.has_test:
         guessed = probe.probabilities(read("test")).argmax(1)
         test_error = float((guessed != data.sets["test"].labels.numpy()).mean())
-    own = _own(data, features, labels, read) if isinstance(module.model.backbone, Precomputed) else None
-    verdict = Verdict(probe, reads, len(labels), test_error, scale=scale, own=own)
+    stay = isinstance(module.model.backbone, Precomputed)
+    belonging = _belonging(module, data, parts, labels) if stay else None
+    verdict = Verdict(probe, reads, len(labels), test_error, scale=scale, belonging=belonging)
     if initial is None or probe.held_out is None:
         return verdict
     held_out = _held_out(module, initial, data, labels, steps, precision)
@@ -152,8 +153,8 @@ def judge(
     )
 
 
-def _own(data: SSLData, features: np.ndarray, labels: np.ndarray, read: Reader) -> np.ndarray | None:
-    """See :attr:`Verdict.own`."""
+def _belonging(module: SSLModule, data: SSLData, parts: list[str], labels: np.ndarray) -> Belonging | None:
+    """See :attr:`Verdict.belonging`; ``labels`` are those of ``parts``."""
     size = len(data.sets["unlabeled"])
     if size > COMPARED:
         warnings.warn(
@@ -161,9 +162,9 @@ def _own(data: SSLData, features: np.ndarray, labels: np.ndarray, read: Reader) 
             stacklevel=3,
         )
         return None
-    pool = read("unlabeled")
-    given = np.concatenate((labels, np.full(len(pool), POOL)))
-    found = Belonging(np.concatenate((features, pool)), given)
+    views = module.views_of(data)
+    features = [in_order(views, part, module.device, _flat) for part in (*parts, "unlabeled")]
+    found = Belonging(np.concatenate(features), np.concatenate((labels, np.full(size, POOL))))
     if np.isnan(found.share):
         warnings.warn(
             f"own_probability: not computed, for fewer than {NEEDED} labels could be held out; give more than one a "
@@ -171,7 +172,7 @@ def _own(data: SSLData, features: np.ndarray, labels: np.ndarray, read: Reader) 
             stacklevel=3,
         )
         return None
-    return np.asarray(found.probability)
+    return found
 
 
 def check_can_choose(module: SSLModule, data: SSLData, processes: int) -> None:

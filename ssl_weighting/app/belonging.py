@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,8 @@ from scipy.special import expit
 
 from ssl_weighting.algorithms.graph import nearest, neighbour_graph, sample_of, spread_mass
 from ssl_weighting.app.heads import Axes
+from ssl_weighting.errors import UserError
+from ssl_weighting.files import whole_file
 from ssl_weighting.probe import scale_of
 
 POOL = -1
@@ -40,81 +44,105 @@ class _Seen:
 
     Attributes:
         plain: (n, D), of unit length: standardised features.
-        whitened: (n, D), of unit length: in the metric of the covariance, shrunk by its mean eigenvalue.
         axes: (n, d), coordinates on the principal axes.
         neighbours: (n, k) rows of the nearest that the score is fitted on, itself never among them.
     """
 
     plain: np.ndarray
-    whitened: np.ndarray
     axes: np.ndarray
     neighbours: np.ndarray
 
 
+@dataclass(frozen=True)
+class _Fitting(_Seen):
+    """Examples to fit a score on.
+
+    Attributes:
+        whitened: (n, D), of unit length: in the metric of the covariance, shrunk by its mean eigenvalue.
+        graph: (n, n), of them.
+    """
+
+    whitened: np.ndarray
+    graph: Any
+
+
+@dataclass(frozen=True)
 class _Score:
     """How much examples look like the known classes; see :class:`Belonging`.
 
-    Args:
-        seen: The n examples to fit on.
-        graph: (n, n), of them.
-        rows: (m,) int64, the labelled ones.
-        labels: (m,) int64; a class may be missing.
-        pool: Rows of the pool.
-        share: Of the pool, thought own; ``None`` to leave out what is learned from the score itself.
+    Attributes:
+        means: (C, D), of the labelled examples of each class, of unit length.
+        values: (n, 4), the scores of the examples that it was fitted on, before they are averaged over neighbours.
+        scale: (2, 4), means and deviations of their averages over the pool.
+        direction: (d,), of the linear score learned from the surest; ``None`` before it is.
+        learned: (n,), that score.
+        learned_scale: (2,), mean and deviation of its average over the pool.
     """
 
-    def __init__(
-        self,
-        seen: _Seen,
-        graph: Any,
-        rows: np.ndarray,
-        labels: np.ndarray,
-        pool: np.ndarray,
-        share: float | None,
-    ) -> None:
+    means: np.ndarray
+    values: np.ndarray
+    scale: np.ndarray
+    direction: np.ndarray | None = None
+    learned: np.ndarray | None = None
+    learned_scale: np.ndarray | None = None
+
+    @classmethod
+    def fit(
+        cls, seen: _Fitting, rows: np.ndarray, labels: np.ndarray, pool: np.ndarray, share: float | None
+    ) -> _Score:
+        """The score that labelled examples make.
+
+        Args:
+            seen: The n examples to fit on.
+            rows: (m,) int64, the labelled ones.
+            labels: (m,) int64; a class may be missing.
+            pool: Rows of the pool.
+            share: Of the pool, thought own; ``None`` to leave out what is learned from the score itself.
+        """
         classes, numbers, counts = np.unique(labels, return_inverse=True, return_counts=True)
         start = np.zeros((len(seen.plain), len(classes)))
         start[rows, numbers] = 1 / counts[numbers]
-        mass = spread_mass(graph, start, SPREAD).sum(1)
+        mass = spread_mass(seen.graph, start, SPREAD).sum(1)
         others = np.setdiff1d(np.arange(len(start)), rows)
-        self.means = _unit(np.stack([seen.plain[rows[labels == c]].mean(0) for c in classes]))
+        means = _unit(np.stack([seen.plain[rows[labels == c]].mean(0) for c in classes]))
         whitened = _unit(np.stack([seen.whitened[rows[labels == c]].mean(0) for c in classes]))
-        self.values = np.column_stack(
+        values = np.column_stack(
             (
-                (seen.plain @ self.means.T).max(1),
+                (seen.plain @ means.T).max(1),
                 (seen.whitened @ whitened.T).max(1),
                 np.log(mass + 1e-9),
                 seen.axes @ _direction(seen.axes, rows, others),
             )
         )
-        self.learned: tuple[np.ndarray, np.ndarray] | None = None
-        self.scale = scale_of(self._parts(seen)[pool])
-        if share is not None:
-            order = pool[np.argsort(self(seen)[pool])]
-            own = max(FEWEST, int(SURE_OWN * share * len(pool)))
-            foreign = max(FEWEST, int(SURE_FOREIGN * (1 - share) * len(pool)))
-            direction = _direction(seen.axes, order[-own:], order[:foreign])
-            self.learned = direction, seen.axes @ direction
-            self.learned_scale = scale_of(self._learned(seen)[pool])
+        score = cls(means, values, np.stack(scale_of(_parts(seen, means, values)[pool])))
+        if share is None:
+            return score
+        order = pool[np.argsort(score(seen)[pool])]
+        own = max(FEWEST, int(SURE_OWN * share * len(pool)))
+        foreign = max(FEWEST, int(SURE_FOREIGN * (1 - share) * len(pool)))
+        direction = _direction(seen.axes, order[-own:], order[:foreign])
+        learned = seen.axes @ direction
+        scale = np.stack(scale_of(_averaged(seen, direction, learned)[pool]))
+        return replace(score, direction=direction, learned=learned, learned_scale=scale)
 
     def __call__(self, seen: _Seen) -> np.ndarray:
         """(n,) scores."""
         mean, deviation = self.scale
-        score = ((self._parts(seen) - mean) / deviation).mean(1)
-        if self.learned is not None:
+        score = ((_parts(seen, self.means, self.values) - mean) / deviation).mean(1)
+        if self.direction is not None and self.learned is not None and self.learned_scale is not None:
             mean, deviation = self.learned_scale
-            score += (self._learned(seen) - mean) / deviation
+            score += (_averaged(seen, self.direction, self.learned) - mean) / deviation
         return np.asarray(score)
 
-    def _parts(self, seen: _Seen) -> np.ndarray:
-        parts = self.values[seen.neighbours].mean(1)
-        parts[:, 0] = (parts[:, 0] + (seen.plain @ self.means.T).max(1)) / 2
-        return np.asarray(parts)
 
-    def _learned(self, seen: _Seen) -> np.ndarray:
-        assert self.learned is not None
-        direction, values = self.learned
-        return np.asarray((seen.axes @ direction + values[seen.neighbours].mean(1)) / 2)
+def _parts(seen: _Seen, means: np.ndarray, values: np.ndarray) -> np.ndarray:
+    parts = values[seen.neighbours].mean(1)
+    parts[:, 0] = (parts[:, 0] + (seen.plain @ means.T).max(1)) / 2
+    return np.asarray(parts)
+
+
+def _averaged(seen: _Seen, direction: np.ndarray, learned: np.ndarray) -> np.ndarray:
+    return np.asarray((seen.axes @ direction + learned[seen.neighbours].mean(1)) / 2)
 
 
 class Belonging:
@@ -152,12 +180,14 @@ class Belonging:
         self._narrow = Axes.of(standardised, WIDEST) if standardised.shape[1] > WIDEST else None
         if self._narrow is not None:
             standardised = self._narrow(standardised)
-        self._root, self._axes = _shrunk_root(standardised)
-        self._plain = torch.from_numpy(_unit(standardised))
-        graph, neighbours = neighbour_graph(self._plain, NEIGHBOURS, TEMPERATURE)
-        seen = self._compared(standardised, neighbours.numpy())
+        root, self._axes = _shrunk_root(standardised)
+        plain = _unit(standardised)
+        graph, neighbours = neighbour_graph(torch.from_numpy(plain), NEIGHBOURS, TEMPERATURE)
+        whitened = _unit(standardised @ root)
+        seen = _Fitting(plain, standardised @ self._axes, neighbours.numpy(), whitened, graph)
+        self._plain = torch.from_numpy(plain).half().float()  # as it is kept: a file gives what was fitted
         inside = labels[rows]
-        self._fit(seen, graph, np.flatnonzero(inside != POOL), inside[inside != POOL])
+        self._fit(seen, np.flatnonzero(inside != POOL), inside[inside != POOL])
         found = np.full(len(labels), np.nan, np.float32)
         found[rows] = self._of(seen)
         rest = np.setdiff1d(np.flatnonzero(labels == POOL), rows)
@@ -174,31 +204,83 @@ class Belonging:
         found = [np.empty(0, np.float32)]
         for start in range(0, len(standardised), LARGEST):
             some = standardised[start : start + LARGEST]
-            _, neighbours = nearest(torch.from_numpy(_unit(some)), self._plain, NEIGHBOURS)
-            found.append(self._of(self._compared(some, neighbours.numpy())))
+            plain = _unit(some)
+            _, neighbours = nearest(torch.from_numpy(plain), self._plain, NEIGHBOURS)
+            found.append(self._of(_Seen(plain, some @ self._axes, neighbours.numpy())))
         return np.concatenate(found)
 
-    def _compared(self, standardised: np.ndarray, neighbours: np.ndarray) -> _Seen:
-        whitened = _unit(standardised @ self._root)
-        return _Seen(_unit(standardised), whitened, standardised @ self._axes, neighbours)
-
-    def _fit(self, seen: _Seen, graph: Any, known: np.ndarray, labels: np.ndarray) -> None:
+    def _fit(self, seen: _Fitting, known: np.ndarray, labels: np.ndarray) -> None:
         pool = np.setdiff1d(np.arange(len(seen.plain)), known)
         share: float | None = None
         for _ in range(2):  # the first, without what is learned, says how much of the pool that may look at
-            self._score = _Score(seen, graph, known, labels, pool, share)
+            self._score = _Score.fit(seen, known, labels, pool, share)
             ranks = []
             for kept, held_out in _folds(labels):
-                score = _Score(seen, graph, known[kept], labels[kept], pool, share)(seen)
+                score = _Score.fit(seen, known[kept], labels[kept], pool, share)(seen)
                 ranks.append((score[pool] < score[known[held_out], None]).mean(1))
             scores = self._score(seen)[pool]
-            self._scale = scale_of(scores)
+            self._scale = np.stack(scale_of(scores))
             scores = (scores - self._scale[0]) / self._scale[1]
             self._line = np.full(2, np.nan)
             if sum(map(len, ranks)) < NEEDED:
                 return
             self._line = presence_only(np.quantile(scores, np.concatenate(ranks)), scores)
             share = float(np.clip(expit(self._line[0] * scores + self._line[1]).mean(), 0.1, 0.9))
+
+    @property
+    def width(self) -> int:
+        """D, numbers in the features of an example."""
+        return len(self._mean)
+
+    def save(self, path: Path) -> None:
+        """Write all that new examples need as safetensors, two bytes a feature of each of up to :data:`LARGEST` examples.
+
+        Raises:
+            UnwritableError: No room, no permission.
+        """
+        from safetensors.numpy import save_file
+
+        arrays = {
+            "probability": self.probability,
+            "mean": self._mean,
+            "deviation": self._deviation,
+            "axes": self._axes,
+            "plain": self._plain.half().numpy(),
+            "scale": self._scale,
+            "line": self._line,
+        }
+        arrays |= {} if self._narrow is None else _prefixed("narrow.", vars(self._narrow))
+        arrays |= _prefixed("score.", vars(self._score))
+        with whole_file(path) as partial:
+            save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, partial)
+
+    @classmethod
+    def load(cls, path: Path) -> Belonging:
+        """What :meth:`save` wrote; it gives the same probabilities, bit by bit.
+
+        Raises:
+            UserError: If the file is damaged.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        try:
+            arrays = load_file(path)
+            found = cls.__new__(cls)
+            found.probability = arrays["probability"]
+            found._mean, found._deviation = arrays["mean"], arrays["deviation"]
+            found._axes, found._plain = arrays["axes"], torch.from_numpy(arrays["plain"]).float()
+            found._scale, found._line = arrays["scale"], arrays["line"]
+            narrow = _below(arrays, "narrow.")
+            found._narrow = Axes(**narrow) if narrow else None
+            found._score = _Score(**_below(arrays, "score."))
+        except (SafetensorError, OSError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path}: is no whole file ({type(error).__name__}); ssl-weighting resume "
+                f"{shlex.quote(str(path.parent))} writes it again"
+            ) from None
+        found.share = float(found.probability.mean())
+        return found
 
     def _of(self, seen: _Seen) -> np.ndarray:
         score = (self._score(seen) - self._scale[0]) / self._scale[1]
@@ -259,6 +341,14 @@ def _shrunk_root(standardised: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     values = values.clamp(min=0)
     root = vectors / (values + values.mean() + 1e-12).sqrt()
     return root.float().numpy(), vectors[:, -AXES:].float().numpy()
+
+
+def _prefixed(prefix: str, arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    return {prefix + name: np.asarray(array) for name, array in arrays.items() if array is not None}
+
+
+def _below(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

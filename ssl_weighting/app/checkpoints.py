@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import yaml
 
-from ssl_weighting.app.runs import find_run
+from ssl_weighting.app.runs import BELONGING, find_run
 from ssl_weighting.errors import UserError
 from ssl_weighting.files import home_path, whole_file
 
@@ -59,6 +59,12 @@ class Saved:
         """The folder of the run that it lies in; ``None`` for one that was copied out."""
         folder = self.path.resolve().parent
         return folder.parent if folder.name == "checkpoints" else None
+
+    @property
+    def belonging(self) -> Path | None:
+        """The file by which examples get their ``own_probability``; ``None`` where the run has none."""
+        path = None if self.run is None else self.run / BELONGING
+        return path if path is not None and path.is_file() else None
 
     @cached_property
     def configuration(self) -> dict[str, Any]:

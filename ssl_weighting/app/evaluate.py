@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,17 +16,20 @@ from ssl_weighting.app.checkpoints import Saved, find_checkpoint, open_checkpoin
 from ssl_weighting.app.configurations import summarised
 from ssl_weighting.app.predictions import check_out, predictions_table, write_beside, write_predictions
 from ssl_weighting.app.resume import refuse_without_effect, typed_options
-from ssl_weighting.app.trained import GIVEN, TrainedModel, restored
+from ssl_weighting.app.runs import OWN
+from ssl_weighting.app.trained import GIVEN, TrainedModel, check_reject, restored
 from ssl_weighting.errors import UserError
 from ssl_weighting.files import home_path
 
 SETS = ("unlabeled", "validation", "test")
 HELP = {
     "predict": """\
-usage: ssl-weighting predict RUN [--on FOLDER|TABLE|SET] [--out FILE.csv|FILE.parquet]
+usage: ssl-weighting predict RUN [--on FOLDER|TABLE|SET] [--out FILE.csv|FILE.parquet] [--reject P]
 
 Class probabilities, by the model of a run, of new images or texts, or of a set of the run: unlabeled, validation, test
-(default: test, if there is one). New examples need no labels, and nothing of the data that the run was trained on.""",
+(default: test, if there is one). New examples need no labels, and nothing of the data that the run was trained on.
+Where the run has own_probability, how likely an example is of one of the classes, the table has it too, and --reject 0.5
+gives those below no class.""",
     "test": """\
 usage: ssl-weighting test RUN
 
@@ -93,7 +97,7 @@ def predict(argv: list[str]) -> int:
     """Write the class probabilities of new examples, or of a list of the run's.
 
     Args:
-        argv: ``RUN [--on WHAT] [--out FILE]`` and options of the run.
+        argv: ``RUN [--on WHAT] [--out FILE] [--reject P]`` and options of the run.
 
     Returns:
         0.
@@ -101,21 +105,45 @@ def predict(argv: list[str]) -> int:
     Raises:
         UserError: On bad input.
     """
-    asked = read_command("predict", HELP["predict"], argv, ("on", "out", "device"))
+    asked = read_command("predict", HELP["predict"], argv, ("on", "out", "reject", "device"))
     if asked is None:
         return 0
     out = home_path(asked.own["out"]) if "out" in asked.own else None
     if out is not None:
         check_out(out)
+    reject = _reject(asked)
     chosen = choose(asked)
-    probabilities, names = chosen.model.of_part(chosen.part), chosen.names(slice(None))
-    table = predictions_table(chosen.index, names, chosen.rows, probabilities, chosen.model.class_names)
+    probabilities, own = chosen.model.of_part_with_own(chosen.part)
+    names, classes = chosen.names(slice(None)), chosen.model.class_names
+    table = predictions_table(chosen.index, names, chosen.rows, probabilities, classes, own, reject)
     if out is None:
         out = write_beside(table, chosen.beside / f"predictions-{chosen.name}.parquet")
     else:
         write_predictions(table, out)
-    print(f"{out}: {chosen.size} examples{chosen.unread()}")
+    print(f"{out}: {chosen.size} examples{chosen.unread()}{_rejected(own, reject)}")
     return 0
+
+
+def _reject(asked: Asked) -> float:
+    """The least ``own_probability`` that gets a class; 0 if nothing is to be rejected."""
+    given = asked.own.get("reject")
+    if given is None:
+        return 0.0
+    try:
+        reject = float(given)
+    except ValueError:
+        raise UserError(f"--reject {given}: is no number; give --reject 0.5") from None
+    check_reject(
+        reject, "--reject", open_checkpoint(find_checkpoint(asked.run), f"RUN={asked.run}").belonging
+    )
+    return reject
+
+
+def _rejected(own: np.ndarray | None, reject: float) -> str:
+    """What is said of those that got no class."""
+    if own is None or not reject:
+        return ""
+    return f", {(own < reject).sum()} rejected: their {OWN} is below {reject:g}"
 
 
 def choose(asked: Asked) -> Chosen:

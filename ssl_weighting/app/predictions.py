@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from ssl_weighting.app.runs import OWN
 from ssl_weighting.errors import UserError
 from ssl_weighting.files import whole_file
 
@@ -20,13 +21,19 @@ ENDINGS = (".parquet", ".csv")
 
 
 def predictions_table(
-    index: Tensor, names: Sequence[str], rows: Tensor, probabilities: Tensor, class_names: Sequence[str]
+    index: Tensor,
+    names: Sequence[str],
+    rows: Tensor,
+    probabilities: Tensor,
+    class_names: Sequence[str],
+    own: np.ndarray | None = None,
+    reject: float = 0.0,
 ) -> pa.Table:
     """Predictions as a table of n rows.
 
     Columns: ``index`` (number of the example where it comes from), ``id`` (its path or text), ``class`` (the likeliest,
-    by name), ``probability`` (of that class), ``probability_<name>`` for each. All but the first two are null for an
-    example that could not be read.
+    by name; null for a rejected example), ``probability`` (of the likeliest class), ``own_probability`` where there is
+    one, ``probability_<name>`` for each. All but the first two are null for an example that could not be read.
 
     Args:
         index: (n,) int64.
@@ -34,18 +41,24 @@ def predictions_table(
         rows: (m,) int64, which of the n were read.
         probabilities: (m, C), of those.
         class_names: C names.
+        own: (m,) float32, the probability that an example is of one of the classes.
+        reject: Examples whose ``own`` is below this get no class.
     """
     unread = np.ones(len(names), bool)
     unread[rows.numpy()] = False
     whole = torch.zeros(len(names), probabilities.shape[1])
     whole[rows] = probabilities.float().cpu()
     classes = np.asarray(class_names, dtype=object)[whole.argmax(-1).numpy()]
+    belongs = np.ones(len(names), np.float32)
+    if own is not None:
+        belongs[rows.numpy()] = own
     columns = {
         "index": pa.array(index.numpy()),
         "id": pa.array(names, pa.large_string()),
-        "class": pa.array(classes, pa.string(), mask=unread),
+        "class": pa.array(classes, pa.string(), mask=unread | (belongs < reject)),
         "probability": pa.array(whole.amax(-1).numpy(), mask=unread),
     }
+    columns |= {} if own is None else {OWN: pa.array(belongs, mask=unread)}
     each = zip(class_names, whole.T.numpy(), strict=True)
     return pa.table(columns | {f"probability_{name}": pa.array(p, mask=unread) for name, p in each})
 

@@ -59,7 +59,7 @@ from ssl_weighting.app.resume import (
     say_resumed,
     typed_options,
 )
-from ssl_weighting.app.runs import Run
+from ssl_weighting.app.runs import BELONGING, Run
 from ssl_weighting.app.summary import print_summary
 from ssl_weighting.app.threads import said_threads
 from ssl_weighting.app.trainer_options import check_trainer, refused
@@ -274,8 +274,9 @@ class CLI(LightningCLI):
         verdict = judge(self.model, self.datamodule, self.untrained, steps, precision)
         if verdict is not None:
             self.model.record(verdict.numbers())
-            if verdict.own is not None:
-                add_own_probability(directory / "weights.parquet", verdict.own)
+            if verdict.belonging is not None:
+                verdict.belonging.save(directory / BELONGING)
+                add_own_probability(directory / "weights.parquet", verdict.belonging.probability)
             if (kept := handed_over(verdict)) is not None:
                 write_handed_over(directory / "checkpoints" / "last.ckpt", kept)
                 hand_over(self.model, kept)

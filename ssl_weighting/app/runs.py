@@ -26,6 +26,8 @@ if TYPE_CHECKING:  # torch is slow to import
 WEIGHT_COLUMNS = ("index", "weight", "updates", "influence", "pseudo_label", "confidence", "label")
 OWN = "own_probability"
 """A further column, of runs on features that stay as they are."""
+BELONGING = "belonging.safetensors"
+"""The file of such runs by which new examples get theirs."""
 
 
 @dataclass(frozen=True)

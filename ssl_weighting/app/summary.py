@@ -68,9 +68,9 @@ def verdict_rows(verdict: Verdict) -> list[tuple[str, str]]:
         rows.append((name, "a class has a single label: nothing to cross-validate with"))
     else:
         rows.append((name, f"{100 * verdict.probe.error:.2f} % cross-validated"))
-    if verdict.own is not None:
+    if verdict.belonging is not None:
         rows.append(
-            ("of no known class", f"about {1 - verdict.own.mean():.0%} of the pool (own_probability)")
+            ("of no known class", f"about {1 - verdict.belonging.share:.0%} of the pool (own_probability)")
         )
     if verdict.mixture is not None and verdict.pool_error is not None:
         share = verdict.mixture.share

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,9 +17,11 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ssl_weighting.app.baseline import hand_over
+from ssl_weighting.app.belonging import Belonging
 from ssl_weighting.app.checkpoints import Saved, find_checkpoint, open_checkpoint
 from ssl_weighting.app.configurations import differences, share_encoder_name
 from ssl_weighting.app.parser import Parser
+from ssl_weighting.app.runs import BELONGING
 from ssl_weighting.data import ExampleSet, Source, SSLData
 from ssl_weighting.data.remembered import NewExamples, remembering
 from ssl_weighting.data.tables import table_ending
@@ -30,6 +33,10 @@ from ssl_weighting.protocols import Model
 PARTS = ("model", "data")
 GIVEN = "given"
 """Name, among the data's lists, of examples that are in no part of the split."""
+NO_BELONGING = (
+    f"the run's folder has no {BELONGING}, which needs frozen features, --baseline, and two labels a class"
+)
+"""Why there is no ``own_probability``."""
 
 
 class TrainedModel:
@@ -39,11 +46,14 @@ class TrainedModel:
         module: A trained module.
         data: The data module that it was trained with, or one like it.
         device: Where to compute; default: a GPU, if there is one.
+        kept: The run's ``belonging.safetensors``; ``None`` where it has none.
     """
 
-    def __init__(self, module: SSLModule, data: SSLData, device: str | None = None) -> None:
+    def __init__(
+        self, module: SSLModule, data: SSLData, device: str | None = None, kept: Path | None = None
+    ) -> None:
         self.device = torch.device(device or _best_device())
-        self.module, self.data = module.to(self.device).eval(), data
+        self.module, self.data, self.kept = module.to(self.device).eval(), data, kept
 
     @property
     def class_names(self) -> list[str]:
@@ -63,21 +73,59 @@ class TrainedModel:
         Raises:
             UserError: If they are nothing that the run's data set can read.
         """
-        if isinstance(examples, (list, tuple)) and not examples:
-            return np.empty((0, self.module.num_classes), np.float32)
-        new = self.read(examples)
-        known = self.of_source(new.source, torch.arange(len(new.rows)))
-        whole = np.full((len(new.names), known.shape[1]), np.nan, np.float32)
-        whole[new.rows.numpy()] = known.float().numpy()
-        return whole
+        return self._of_new(examples, None)[0]
 
-    def predict(self, examples: Any) -> list[str | None]:
-        """The likeliest class of each example, by name; ``None`` where it could not be read. See `probabilities`."""
-        found = self.probabilities(examples)
+    def predict(self, examples: Any, reject: float | None = None) -> list[str | None]:
+        """The likeliest class of each example, by name; ``None`` where it could not be read, or is rejected.
+
+        Args:
+            examples: See `probabilities`.
+            reject: Rejects those whose `own_probability` is below it, above 0 and at most 1; default: none.
+
+        Raises:
+            UserError: As `probabilities`; or if examples are to be rejected and the run has no `own_probability`.
+        """
+        if reject is not None:
+            check_reject(reject, "reject", self.kept)
+        found, own = self._of_new(examples, None if reject is None else self.belonging)
+        without = np.isnan(found).any(1) | (False if own is None else own < reject)
         return [
-            None if np.isnan(row).any() else self.class_names[best]
-            for row, best in zip(found, np.nan_to_num(found).argmax(-1), strict=True)
+            None if none else self.class_names[best]
+            for none, best in zip(without, np.nan_to_num(found).argmax(-1), strict=True)
         ]
+
+    def own_probability(self, examples: Any) -> np.ndarray:
+        """The probability that an example is of one of the classes; see :class:`~ssl_weighting.app.belonging.Belonging`.
+
+        Args:
+            examples: See `probabilities`.
+
+        Returns:
+            float32 (n,), in the order of the examples; NaN for those that could not be read.
+
+        Raises:
+            UserError: As `probabilities`; or if the run has none.
+        """
+        own = self._of_new(examples, self.belonging)[1]
+        if own is None:
+            raise UserError(f"own_probability: {NO_BELONGING}; give another run")
+        return own
+
+    @cached_property
+    def belonging(self) -> Belonging | None:
+        """What `own_probability` is computed by; ``None`` where the run has none.
+
+        Raises:
+            UserError: If the run's file is damaged, or of other features than the model's.
+        """
+        if self.kept is None:
+            return None
+        found, width = Belonging.load(self.kept), self.module.model.backbone.feature_dim
+        if found.width != width:
+            raise UserError(
+                f"{self.kept}: is of {found.width} features, and the model has {width}; leave --model and --data out"
+            )
+        return found
 
     @property
     def feature_dim(self) -> int:
@@ -126,22 +174,41 @@ class TrainedModel:
         rows = torch.arange(len(source.labels))
         return NewExamples(source.describe(rows), rows, source)
 
-    @torch.inference_mode()
-    def of_source(self, source: Source, rows: Tensor) -> Tensor:
-        """Probabilities (m, C), on the CPU, of rows (m,) int64 of a source."""
-        self.give(source, rows)
-        return self.of_part(GIVEN)
-
     def give(self, source: Source, rows: Tensor) -> None:
         """Make rows (m,) int64 of a source the data module's list ``given``."""
         self.data.sets[GIVEN] = ExampleSet(source, rows, torch.full((len(rows),), -1), pool=True)
 
-    @torch.inference_mode()
     def of_part(self, part: str) -> Tensor:
         """Probabilities (m, C), on the CPU, of a list that the data module holds, such as ``validation``."""
+        return self._of_part(part, None)[0]
+
+    def of_part_with_own(self, part: str) -> tuple[Tensor, np.ndarray | None]:
+        """`of_part`, and float32 (m,) `own_probability`, where the run has it: of the pool, what training ended with."""
+        if part != "unlabeled" or self.belonging is None:
+            return self._of_part(part, self.belonging)
+        return self.of_part(part), self.belonging.probability
+
+    @torch.inference_mode()
+    def _of_part(self, part: str, belonging: Belonging | None) -> tuple[Tensor, np.ndarray | None]:
+        """Both, in one pass through an encoder."""
         views = self.module.views_of(self.data)
-        found = [self.module.probabilities(views.plain(raw)).cpu() for raw in self._raw(part)]
-        return torch.cat(found) if found else torch.empty(0, self.module.num_classes)
+        found, own = [torch.empty(0, self.module.num_classes)], [np.empty(0, np.float32)]
+        for raw in self._raw(part):
+            inputs = views.plain(raw)
+            found.append(self.module.probabilities(inputs).cpu())
+            if belonging is not None:
+                own.append(belonging(inputs.flatten(1).float().cpu().numpy()))
+        return torch.cat(found), None if belonging is None else np.concatenate(own)
+
+    def _of_new(self, examples: Any, belonging: Belonging | None) -> tuple[np.ndarray, np.ndarray | None]:
+        """Both, of new examples in their order, float32; NaN for those that could not be read."""
+        if isinstance(examples, (list, tuple)) and not examples:
+            none = None if belonging is None else np.empty(0, np.float32)
+            return np.empty((0, self.module.num_classes), np.float32), none
+        new = self.read(examples)
+        self.give(new.source, torch.arange(len(new.rows)))
+        found, own = self._of_part(GIVEN, belonging)
+        return _whole(new, found.float().numpy()), None if own is None else _whole(new, own)
 
     def features_of_part(self, part: str) -> Iterator[Tensor]:
         """Features (B, D), float32 on the CPU, of a list that the data module holds, a batch at a time."""
@@ -201,7 +268,32 @@ def restored(
     with nullcontext() if with_training_data else remembering(saved.own["memory"]):
         made = parser.instantiate_classes(config)
     _load_average(made.model, saved)
-    return TrainedModel(made.model, made.data, device), changes
+    return TrainedModel(made.model, made.data, device, saved.belonging), changes
+
+
+def check_reject(reject: float, key: str, kept: Path | None) -> None:
+    """Refuse a rejection that cannot be.
+
+    Args:
+        reject: Least ``own_probability``.
+        key: What it was given as: ``reject`` or ``--reject``.
+        kept: The run's ``belonging.safetensors``.
+
+    Raises:
+        UserError: If it is no such probability, or the run has none.
+    """
+    what = named(key, reject)
+    if not 0 < reject <= 1:
+        raise UserError(f"{what}: must be above 0 and at most 1; give {named(key, 0.5)}")
+    if kept is None:
+        raise UserError(f"{what}: {NO_BELONGING}; leave {key} out")
+
+
+def _whole(new: NewExamples, values: np.ndarray) -> np.ndarray:
+    """Values (m, ...) of those that were read as values (n, ...) of all, in order."""
+    whole = np.full((len(new.names), *values.shape[1:]), np.nan, np.float32)
+    whole[new.rows.numpy()] = values
+    return whole
 
 
 def _best_device() -> str:

@@ -210,7 +210,7 @@ def add_own_probability(path: Path, own: np.ndarray) -> None:
 
     Args:
         path: The file.
-        own: (|U|,) float32; see :class:`~ssl_weighting.app.baseline.Verdict`.
+        own: (|U|,) float32; see :class:`~ssl_weighting.app.belonging.Belonging`.
     """
     table = pq.read_table(path)
     table = table.drop_columns([name for name in table.column_names if name == OWN])
