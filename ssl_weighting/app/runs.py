@@ -26,6 +26,8 @@ if TYPE_CHECKING:  # torch is slow to import
 WEIGHT_COLUMNS = ("index", "weight", "updates", "influence", "pseudo_label", "confidence", "label")
 OWN = "own_probability"
 """A further column, of runs on features that stay as they are."""
+OWN_SCORE = "own_score"
+"""A further column, of methods that say themselves what is of a known class."""
 
 
 @dataclass(frozen=True)

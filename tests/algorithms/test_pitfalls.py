@@ -281,7 +281,7 @@ from ssl_weighting.backbones.mlp import MLP
 rank, port = int(sys.argv[1]), sys.argv[2]
 def run(method, rows):
     torch.manual_seed(0)
-    net = Classifier(MLP(12, (8,)), 4, extra_heads=method.extra_heads)
+    net = Classifier(MLP(12, (8,)), 4, extra_heads=method.extra_heads(4))
     torch.nn.init.normal_(net.heads["classifier"].weight, std=5)
     method.prepare(20, 4)
     views = {name: torch.randn(8, 3, 2, 2)[rows] for name in method.views}
