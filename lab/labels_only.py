@@ -12,5 +12,5 @@ class LabelsOnly(Supervised):
     """``Supervised``, whose scores are its largest probabilities (Hendrycks and Gimpel 2017)."""
 
     def own_scores(self, model: Model, inputs: Inputs) -> Tensor:
-        """max p(y | u), (B,)."""
+        """The largest probability of each example, (B,)."""
         return model(inputs).probabilities().amax(-1)

@@ -45,8 +45,9 @@ class OpenMatch(WeakToStrong):
 
     What differs: the paper picks the inliers of an epoch beforehand, by the averaged θ, and draws batches of them; here
     they are picked in the batch at hand, by its first weak view and the present θ. The entropy is a mean over the
-    classes, as in the authors' code; the paper writes a sum. The third loss is told once for each of the two views, the other
-    held fixed: its gradient is the paper's, the logged value twice as large. All views share batch norm's statistics.
+    classes, as in the authors' code; the paper writes a sum. The third loss is told once for each of the two views, the
+    other held fixed: its gradient is the paper's, the logged value twice as large. All views share batch norm's
+    statistics.
 
     λ weighs all of an example's losses. Those of the one-vs-all head do not reach an influence through the classifier's
     last layer.
