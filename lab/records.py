@@ -29,6 +29,7 @@ POOL = (
     "right_auroc_confidence",
     "own_auroc_weight",
     "own_auroc_confidence",
+    "own_auroc_score",
 )
 
 

@@ -24,6 +24,7 @@ POOL = {
     "worst_right_auroc_confidence": "confidence, right against wrong pseudo-labels, when most of them were wrong",
     "own_auroc_weight": "λ, known against foreign classes",
     "own_auroc_confidence": "confidence, known against foreign classes",
+    "own_auroc_score": "the method's own score at the end, known against foreign classes",
 }
 PROBE = "labels_only_test_error"
 WIDE = 6

@@ -90,9 +90,8 @@ class SSLModule(LightningModule):
         require("model.weighting.init", weighting.init, not ignored, nothing)
         self.automatic_optimization = False
         (self.encoder, backbone), self.features = divided(backbone, features), features
-        self.model = Classifier(
-            backbone, num_classes, symmetric_binary_head, algorithm.extra_heads, target_pass == "apart"
-        )
+        heads = algorithm.extra_heads(num_classes)
+        self.model = Classifier(backbone, num_classes, symmetric_binary_head, heads, target_pass == "apart")
         keep_to_scope(self.model, theta.scope)
         if channels_last:
             self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

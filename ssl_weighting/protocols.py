@@ -40,17 +40,24 @@ class Forward(Protocol):
         """softmax(logits), detached, (B, C)."""
         ...
 
+    def of(self, head: str) -> Forward:
+        """The same with the logits of a further head, one of those that were asked for."""
+        ...
+
 
 class Model(Protocol):
     """The classifier, as a method sees it."""
 
     __call__: Callable[..., Forward]
-    """One batch, and the name of a head if it is not the classifier, through the network."""
+    """One batch, the name of a head if it is not the classifier, and those of ``further`` ones, through the network."""
 
-    def joint(self, *inputs: Inputs, constant: Collection[int] = ()) -> Sequence[Forward]:
+    def joint(
+        self, *inputs: Inputs, constant: Collection[int] = (), further: Collection[str] = ()
+    ) -> Sequence[Forward]:
         """Several batches in one forward pass (joint batch statistics), an output each.
 
-        ``constant`` are the positions of those that only make targets.
+        ``constant`` are the positions of those that only make targets, ``further`` the names of heads that read the same
+        features.
         """
         ...
 

@@ -113,6 +113,34 @@ class Entropy(Distance):
         return -(log_p.exp() * log_p).sum(-1)
 
 
+class OneVsAll(Distance):
+    """A distance of two logits, summed over as many pairs of them: each class's own "no" and "yes".
+
+    The logits (B, 2C) of class c are 2c, "no", and 2c + 1, "yes", and so are the entries of the target. A pair whose
+    target is (0, 0) adds nothing to a cross-entropy.
+
+    Args:
+        each: How one pair is compared.
+    """
+
+    def __init__(self, each: Distance) -> None:
+        self.each = each
+
+    def value(self, logits: Tensor, target: Tensor) -> Tensor:
+        """See :meth:`Distance.value`."""
+        values = self.each.value(logits.reshape(-1, 2), target.reshape(-1, 2))
+        return values.reshape(len(logits), -1).sum(-1)
+
+    def gradient(self, logits: Tensor, target: Tensor) -> Tensor:
+        """That of each pair, (B, 2C)."""
+        return self.each.gradient(logits.reshape(-1, 2), target.reshape(-1, 2)).reshape(logits.shape)
+
+    def hessian_product(self, logits: Tensor, target: Tensor, direction: Tensor) -> Tensor:
+        """That of each pair, (B, 2C): pairs have nothing to do with each other."""
+        pairs = (part.reshape(-1, 2) for part in (logits, target, direction))
+        return self.each.hessian_product(*pairs).reshape(logits.shape)
+
+
 CROSS_ENTROPY = CrossEntropy()
 KL_DIVERGENCE = KLDivergence()
 SQUARED_ERROR = SquaredError()

@@ -13,6 +13,7 @@ from ssl_weighting.algorithms.fixmatch import FixMatch
 from ssl_weighting.algorithms.uda import UDA
 from ssl_weighting.app.bare_trainer import bare_trainer
 from ssl_weighting.backbones.base import Classifier
+from ssl_weighting.backbones.mlp import MLP
 from ssl_weighting.backbones.wide_resnet import WideResNet
 from ssl_weighting.errors import UserError
 from ssl_weighting.influence.identity import Identity
@@ -132,6 +133,17 @@ def test_targets_apart_have_statistics_of_their_own_and_no_gradient():
     network.targets_apart = False
     for one, other in zip(apart, network.joint(known, weak, strong), strict=True):
         torch.testing.assert_close(one.logits, other.logits)
+
+
+@pytest.mark.parametrize("targets_apart", [False, True])
+def test_further_heads_read_the_features_of_the_same_pass(targets_apart):
+    network = Classifier(MLP(6, (5,)), 3, extra_heads={"more": 7}, targets_apart=targets_apart)
+    batches = [torch.randn(n, 6) for n in (2, 3, 4)]
+    for batch, output in zip(batches, network.joint(*batches, constant=(1,), further=("more",)), strict=True):
+        found = output.of("more")
+        torch.testing.assert_close(found.logits, network(batch, "more").logits)
+        torch.testing.assert_close(found.features, output.features)
+        assert found.logits.requires_grad == output.logits.requires_grad
 
 
 def test_a_run_with_targets_apart_learns_weights():

@@ -12,9 +12,11 @@ from ssl_weighting.terms import (
     Distance,
     LossTerm,
     Objective,
+    OneVsAll,
 )
 
 DISTANCES = [CROSS_ENTROPY, KL_DIVERGENCE, SQUARED_ERROR, ENTROPY]
+DISTANCES += [OneVsAll(each) for each in (CROSS_ENTROPY, SQUARED_ERROR, ENTROPY)]
 
 
 @pytest.fixture
@@ -44,6 +46,25 @@ def test_values(batch):
     )
     torch.testing.assert_close(SQUARED_ERROR.value(z, y), F.mse_loss(p, y, reduction="none").mean(-1))
     torch.testing.assert_close(ENTROPY.value(z, y), torch.distributions.Categorical(logits=z).entropy())
+
+
+def test_values_of_pairs(batch):
+    """Two classes, each a logistic regression of its "yes" less its "no"."""
+    z, y, _ = batch
+    y = torch.stack((1 - y[:, :2], y[:, :2]), -1).flatten(1)
+    margin, wanted = z[:, 1::2] - z[:, ::2], y[:, 1::2]
+    p = torch.sigmoid(margin)
+    entropy = -(p * p.log() + (1 - p) * (1 - p).log())
+    torch.testing.assert_close(
+        OneVsAll(CROSS_ENTROPY).value(z, y),
+        F.binary_cross_entropy_with_logits(margin, wanted, reduction="none").sum(1),
+    )
+    torch.testing.assert_close(OneVsAll(SQUARED_ERROR).value(z, y), (p - wanted).square().sum(1))
+    torch.testing.assert_close(OneVsAll(ENTROPY).value(z, y), entropy.sum(1))
+    one_pair = torch.cat((y[:, :2], torch.zeros(6, 2).double()), 1)
+    torch.testing.assert_close(
+        OneVsAll(CROSS_ENTROPY).value(z, one_pair), F.cross_entropy(z[:, :2], y[:, :2], reduction="none")
+    )
 
 
 def test_kl_of_a_hard_target_is_finite(batch):

@@ -21,6 +21,8 @@ ROWS = [
     ("FlexMatch", ["weak", "θ", "argmax"], "H", ["strong", "θ"], "where max p ≥ τ by class"),
     ("FreeMatch", ["weak", "θ", "argmax"], "H", ["strong", "θ"], "where max p ≥ learned τ by class"),
     ("SoftMatch", ["weak", "θ", "argmax"], "H", ["strong", "θ"], "by a Gaussian of max p"),
+    ("OpenMatch", ["weak", "θ", "argmax"], "H", ["strong", "θ"], "inliers, and the one-vs-all head"),
+    ("IOMatch", ["weak", "θ", "align"], "H", ["strong", "θ"], "inliers where max p ≥ τ, and C + 1 classes"),
 ]
 WIDTH, TOP, ROW, MIDDLE, GAP = 1160, 70, 46, 560, 14
 TARGET, SEEN, NETWORK = ("#dbe9f6", "#3b73af"), ("#fde6cf", "#c26a14"), ("#ffffff", "#222222")

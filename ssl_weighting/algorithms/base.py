@@ -55,6 +55,10 @@ class Context:
         """Linear ramp from 0 to 1 over the first ``fraction`` of training; 1 throughout where that is 0."""
         return min(1.0, self.step / (fraction * self.total_steps)) if fraction else 1.0
 
+    def past(self, fraction: float) -> bool:
+        """Whether the first ``fraction`` of training is over."""
+        return self.step >= fraction * self.total_steps
+
     @property
     def learning(self) -> bool:
         """Whether this is a θ step, in which a method may update what it keeps; a Λ step has no gradients."""
@@ -89,14 +93,16 @@ class Algorithm(nn.Module, ABC):
     Attributes:
         views: The views of every unlabelled example that :meth:`loss_terms` needs, by name.
         labeled_view: The view of the labelled examples.
-        extra_heads: Linear heads that it needs besides the classifier, with their number of classes.
         surveys: How many times in a run :meth:`survey` is called: before the first step, then at even distances.
     """
 
     views: Mapping[str, View]
     labeled_view: View = ("weak",)
-    extra_heads: Mapping[str, int] = {}
     surveys: int = 0
+
+    def extra_heads(self, num_classes: int) -> Mapping[str, int]:
+        """Linear heads that it needs besides the classifier of C = ``num_classes``, with their number of outputs."""
+        return {}
 
     def prepare(self, num_unlabeled: int, num_classes: int) -> None:
         """Register the buffers whose size depends on the data. Called once, before a checkpoint is loaded.
@@ -141,6 +147,20 @@ class Algorithm(nn.Module, ABC):
             return False
         between = max(1, context.total_steps // self.surveys)
         return context.step % between == 0 and context.step // between < self.surveys
+
+    def own_scores(self, model: Model, inputs: Inputs) -> Tensor | None:
+        """How probably each of some examples is of a known class, by what the method itself learns of that.
+
+        Called when training is over, without gradients. Default: ``None``, it learns nothing of it.
+
+        Args:
+            model: The classifier with the averaged θ, in evaluation mode.
+            inputs: Examples as they are.
+
+        Returns:
+            (B,), in [0, 1].
+        """
+        return None
 
     def after_step(self, show: Show, context: Context) -> None:
         """Learn what labelled examples teach besides θ. Called after every θ step, without gradients.

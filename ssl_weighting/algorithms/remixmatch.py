@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -102,7 +104,10 @@ class ReMixMatch(RampedAlgorithm):
         anchored = {f"strong_{k + 1}": ("weak", *self.strong) for k in range(num_strong)}
         self.views = {"weak": ("weak",), **anchored}
         self.labeled_view = ("weak", *self.strong)
-        self.extra_heads = {"rotation": 4} if self.rotation_coefficient else {}
+
+    def extra_heads(self, num_classes: int) -> Mapping[str, int]:
+        """See :meth:`Algorithm.extra_heads`."""
+        return {"rotation": 4} if self.rotation_coefficient else {}
 
     def prepare(self, num_unlabeled: int, num_classes: int) -> None:
         """See :meth:`Algorithm.prepare`."""

@@ -216,7 +216,7 @@ class TruncatedGaussian(nn.Module):
         newest = everywhere.mean(0)
         moved = _moved(self.prediction, newest, self.momentum)
         prediction = torch.where(self.prediction.isnan(), newest, moved)
-        confidence = _aligned(everywhere, prediction).amax(-1)
+        confidence = aligned(everywhere, prediction).amax(-1)
         spread = confidence.var(correction=1 if len(confidence) > 1 else 0)
         mean = _moved(self.mean, confidence.mean(), self.momentum)
         variance = _moved(self.variance, spread, self.momentum)
@@ -224,7 +224,7 @@ class TruncatedGaussian(nn.Module):
             self.prediction.copy_(prediction)
             self.mean.copy_(mean)
             self.variance.copy_(variance)
-        below = (_aligned(probabilities, prediction).amax(-1) - mean).clamp(max=0)
+        below = (aligned(probabilities, prediction).amax(-1) - mean).clamp(max=0)
         return torch.exp(-(self.num_sigma**2) * below**2 / (2 * variance))
 
 
@@ -233,7 +233,7 @@ def _moved(average: Tensor, newest: Tensor, momentum: float) -> Tensor:
     return torch.lerp(newest, average.to(newest.dtype), momentum)
 
 
-def _aligned(probabilities: Tensor, prediction: Tensor) -> Tensor:
+def aligned(probabilities: Tensor, prediction: Tensor) -> Tensor:
     """Predictions (B, C) whose mean would be uniform, were ``prediction`` (C,) their mean now."""
     weighted = probabilities * (1 / len(prediction) + 1e-6) / (prediction + 1e-6)
     return weighted / weighted.sum(-1, keepdim=True)

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ssl_weighting.app.examples import descriptions, extremes, none_stands_out, on_one_line
-from ssl_weighting.app.runs import OWN, Run
+from ssl_weighting.app.runs import OWN, OWN_SCORE, Run
 from ssl_weighting.errors import UserError
 from ssl_weighting.files import home_path, whole_file
 
@@ -196,7 +196,7 @@ def export_table(run: Run, data: SSLData) -> pa.Table:
 
     Columns: ``index``, row in the data set; ``path``, absolute, ``text`` or, for other data, ``example``; ``weight``;
     ``updates``; ``influence``; ``pseudo_label``, the class by name; ``confidence``; ``label``, by name, null where
-    unknown; ``own_probability``, where the run has it.
+    unknown; ``own_probability`` and ``own_score``, where the run has them.
 
     Args:
         run: The run.
@@ -218,8 +218,7 @@ def export_table(run: Run, data: SSLData) -> pa.Table:
         "confidence": run.weights["confidence"],
         "label": named("label"),
     }
-    if OWN in run.weights.column_names:
-        columns[OWN] = run.weights[OWN]
+    columns |= {name: run.weights[name] for name in (OWN, OWN_SCORE) if name in run.weights.column_names}
     return pa.table(columns)
 
 

@@ -39,13 +39,14 @@ from ssl_weighting.app.callbacks import (
     WeightHistogram,
     progress_callback,
 )
-from ssl_weighting.app.callbacks.run_files import add_own_probability
+from ssl_weighting.app.callbacks.run_files import add_column
 from ssl_weighting.app.callbacks.wandb_dashboard import finish_wandb_runs, name_wandb_run
 from ssl_weighting.app.checkpoints import write_handed_over
 from ssl_weighting.app.configurations import differences, share_encoder_name, summarised
 from ssl_weighting.app.dashboard import has_wandb_key
 from ssl_weighting.app.findings import keep_findings
 from ssl_weighting.app.launch import agreed, explained, locked, on_one_line, release
+from ssl_weighting.app.own_scores import keep_own_scores
 from ssl_weighting.app.parser import Parser
 from ssl_weighting.app.recipes import config_argument, find_recipe
 from ssl_weighting.app.redact import without_secrets
@@ -59,7 +60,7 @@ from ssl_weighting.app.resume import (
     say_resumed,
     typed_options,
 )
-from ssl_weighting.app.runs import BELONGING, Run
+from ssl_weighting.app.runs import BELONGING, OWN, Run
 from ssl_weighting.app.summary import print_summary
 from ssl_weighting.app.threads import said_threads
 from ssl_weighting.app.trainer_options import check_trainer, refused
@@ -252,6 +253,7 @@ class CLI(LightningCLI):
         if self.trainer.interrupted:
             raise KeyboardInterrupt
         assert self.directory is not None
+        keep_own_scores(self.model, self.datamodule, self.trainer, self.directory / "weights.parquet")
         verdict = self._judged(self.directory)
         self.trainer.validate(self.model, self.datamodule, verbose=False)
         if self.datamodule.has_test:
@@ -276,7 +278,7 @@ class CLI(LightningCLI):
             self.model.record(verdict.numbers())
             if verdict.belonging is not None:
                 verdict.belonging.save(directory / BELONGING)
-                add_own_probability(directory / "weights.parquet", verdict.belonging.probability)
+                add_column(directory / "weights.parquet", OWN, verdict.belonging.probability)
             if (kept := handed_over(verdict)) is not None:
                 write_handed_over(directory / "checkpoints" / "last.ckpt", kept)
                 hand_over(self.model, kept)

@@ -28,6 +28,8 @@ OWN = "own_probability"
 """A further column, of runs on features that stay as they are."""
 BELONGING = "belonging.safetensors"
 """The file of such runs by which new examples get theirs."""
+OWN_SCORE = "own_score"
+"""A further column, of methods that say themselves what is of a known class."""
 
 
 @dataclass(frozen=True)

@@ -96,16 +96,22 @@ class Output(NamedTuple):
         inputs: What it was given.
         features: (B, D).
         logits: (B, C).
+        further: Logits of further heads by name, (B, classes of that head) each.
     """
 
     inputs: Inputs
     features: Tensor
     logits: Tensor
+    further: Mapping[str, Tensor] = {}
 
     def probabilities(self) -> Tensor:
         """softmax(logits), (B, C), float32 or better, detached."""
         logits = self.logits.detach()
         return (logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits).softmax(-1)
+
+    def of(self, head: str) -> Output:
+        """The same with the logits of a further head, one of those that were asked for."""
+        return Output(self.inputs, self.features, self.further[head])
 
 
 class Classifier(nn.Module):
@@ -143,34 +149,45 @@ class Classifier(nn.Module):
             nn.init.zeros_(head.bias)
         self.heads = nn.ModuleDict(heads)
 
-    def forward(self, inputs: Inputs, head: str = "classifier") -> Output:
-        """Features and logits of a batch."""
+    def forward(self, inputs: Inputs, head: str = "classifier", further: Collection[str] = ()) -> Output:
+        """Features and logits of a batch, and the logits of ``further`` heads."""
         features = self.backbone(inputs)
-        return Output(inputs, features, self.heads[head](features))
+        others = {name: self.heads[name](features) for name in further}
+        return Output(inputs, features, self.heads[head](features), others)
 
     def head(self, name: str) -> LinearHead:
         """A linear head by name."""
         return cast(LinearHead, self.heads[name])
 
-    def joint(self, *inputs: Inputs, constant: Collection[int] = ()) -> list[Output]:
+    def joint(
+        self, *inputs: Inputs, constant: Collection[int] = (), further: Collection[str] = ()
+    ) -> list[Output]:
         """Several batches in one forward pass, so that they share batch statistics; an Output each.
 
         Args:
             inputs: The batches.
             constant: Positions of those that only make targets. Where nothing couples examples, or with
                 ``targets_apart``, they run apart and without a graph, which saves their backward pass.
+            further: Names of heads that read the same features, for :meth:`Output.of`.
         """
         if constant and (self.backbone.regroups or self.targets_apart) and torch.is_grad_enabled():
             moving = [i for i in range(len(inputs)) if i not in constant]
             # First: autocast keeps low-precision weights, and those made without a graph would be met again.
-            outputs = dict(zip(moving, self.joint(*(inputs[i] for i in moving)), strict=True))
+            outputs = dict(
+                zip(moving, self.joint(*(inputs[i] for i in moving), further=further), strict=True)
+            )
             with torch.no_grad():
-                outputs |= dict(zip(constant, self.joint(*(inputs[i] for i in constant)), strict=True))
+                apart = self.joint(*(inputs[i] for i in constant), further=further)
+            outputs |= dict(zip(constant, apart, strict=True))
             return [outputs[i] for i in range(len(inputs))]
         sizes = [len(pytree.tree_leaves(batch)[0]) for batch in inputs]
-        together = self(self.backbone.join(inputs))
-        pieces = zip(together.features.split(sizes), together.logits.split(sizes), strict=True)
-        return [Output(batch, *piece) for batch, piece in zip(inputs, pieces, strict=True)]
+        together = self(self.backbone.join(inputs), further=further)
+        others = {name: logits.split(sizes) for name, logits in together.further.items()}
+        pieces = zip(inputs, together.features.split(sizes), together.logits.split(sizes), strict=True)
+        return [
+            Output(*piece, {name: parts[i] for name, parts in others.items()})
+            for i, piece in enumerate(pieces)
+        ]
 
     def perturbation_like(self, inputs: Inputs) -> Tensor:
         """See :meth:`Backbone.perturbation_like`."""

@@ -40,7 +40,7 @@ class Case:
     def __init__(self, algorithm, seed=0, size=8, dtype=torch.float64, step=10, total_steps=1000):
         torch.manual_seed(seed)
         self.algorithm = algorithm
-        net = Classifier(Tiny(size), CLASSES, extra_heads=algorithm.extra_heads)
+        net = Classifier(Tiny(size), CLASSES, extra_heads=algorithm.extra_heads(CLASSES))
         self.net = net.to(dtype).train()
         for head in self.net.heads.values():
             torch.nn.init.normal_(head.weight, std=3.0)  # so that some predictions are sure and some are not

@@ -43,7 +43,9 @@ def real(case):
 
     def make(method):
         c = case(method(), size=32, dtype=torch.float32, step=500)
-        c.net = Classifier(SmallConvNet(3, channels=(4, 8)), 4, extra_heads=c.algorithm.extra_heads).train()
+        c.net = Classifier(
+            SmallConvNet(3, channels=(4, 8)), 4, extra_heads=c.algorithm.extra_heads(4)
+        ).train()
         c.ema = copy.deepcopy(c.net).eval().requires_grad_(False)
         c.context = replace(c.context, ema=c.ema)
         c.show = lambda steps: Labeled(shown(images(6), steps), c.labeled.target)

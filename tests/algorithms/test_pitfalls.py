@@ -273,6 +273,7 @@ import sys, torch, torch.distributed as dist
 from ssl_weighting.algorithms.base import Context, Labeled, Unlabeled
 from ssl_weighting.algorithms.flexmatch import FlexMatch
 from ssl_weighting.algorithms.freematch import FreeMatch
+from ssl_weighting.algorithms.iomatch import IOMatch
 from ssl_weighting.algorithms.remixmatch import ReMixMatch
 from ssl_weighting.algorithms.softmatch import SoftMatch
 from ssl_weighting.backbones import Classifier
@@ -281,7 +282,7 @@ from ssl_weighting.backbones.mlp import MLP
 rank, port = int(sys.argv[1]), sys.argv[2]
 def run(method, rows):
     torch.manual_seed(0)
-    net = Classifier(MLP(12, (8,)), 4, extra_heads=method.extra_heads)
+    net = Classifier(MLP(12, (8,)), 4, extra_heads=method.extra_heads(4))
     torch.nn.init.normal_(net.heads["classifier"].weight, std=5)
     method.prepare(20, 4)
     views = {name: torch.randn(8, 3, 2, 2)[rows] for name in method.views}
@@ -289,7 +290,7 @@ def run(method, rows):
     method.loss_terms(net, known, Unlabeled(torch.randperm(20)[:8][rows], views), Context(5, 10, net))
     return [b.clone() for b in method.buffers()]
 
-methods = [FlexMatch(threshold=0.5), FreeMatch(), SoftMatch(), ReMixMatch(num_strong=1)]
+methods = [FlexMatch(threshold=0.5), FreeMatch(), SoftMatch(), ReMixMatch(num_strong=1), IOMatch()]
 alone = [run(m, slice(0, 8)) for m in methods]
 dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
 for method, expected in zip(methods, alone):

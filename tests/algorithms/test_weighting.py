@@ -10,7 +10,9 @@ from ssl_weighting.algorithms.fixmatch import FixMatch
 from ssl_weighting.algorithms.flexmatch import FlexMatch
 from ssl_weighting.algorithms.freematch import FreeMatch
 from ssl_weighting.algorithms.mean_teacher import MeanTeacher
+from ssl_weighting.algorithms.iomatch import IOMatch
 from ssl_weighting.algorithms.mixmatch import MixMatch
+from ssl_weighting.algorithms.openmatch import OpenMatch
 from ssl_weighting.algorithms.pseudo_label import PseudoLabel
 from ssl_weighting.algorithms.remixmatch import ReMixMatch
 from ssl_weighting.algorithms.softmatch import SoftMatch
@@ -34,6 +36,8 @@ METHODS = {
     "flexmatch": lambda: FlexMatch(threshold=0.6),
     "freematch": lambda: FreeMatch(fairness_coefficient=0.1),
     "softmatch": lambda: SoftMatch(),
+    "openmatch": lambda: OpenMatch(threshold=0.4),
+    "iomatch": lambda: IOMatch(threshold=0.6),
 }
 DAMPING = {"mixmatch": 200.0, "mean_teacher": 100.0}  # squared error is not convex; the rest: 1
 every_method = pytest.mark.parametrize("name", METHODS)

@@ -45,13 +45,13 @@ def pool_quality(module: SSLModule) -> dict[str, float]:
     found = {"pool/pseudo_label_error": 1 - float(right[own].float().mean())} if bool(own.any()) else {}
     for name, score in scores.items():
         for kind, among, good in (("right", own, right), ("own", known, own)):
-            area = _auroc(score[among], good[among])
+            area = auroc(score[among], good[among])
             if area is not None:
                 found[f"pool/{kind}_auroc_{name}"] = area
     return found
 
 
-def _auroc(score: Tensor, good: Tensor) -> float | None:
+def auroc(score: Tensor, good: Tensor) -> float | None:
     """Probability that a good example scores above a bad one, ties counting half; None where one kind lacks."""
     from sklearn.metrics import roc_auc_score  # slow to import
 

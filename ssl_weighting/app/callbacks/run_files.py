@@ -21,7 +21,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from ssl_weighting.app.callbacks.metrics_csv import MetricsCsv
-from ssl_weighting.app.runs import OWN
 from ssl_weighting.data.split import write_split
 from ssl_weighting.errors import UserError
 from ssl_weighting.files import whole_file
@@ -205,17 +204,18 @@ def write_weights(module: SSLModule, path: Path) -> None:
             writer.write_table(table)
 
 
-def add_own_probability(path: Path, own: np.ndarray) -> None:
-    """Add the column ``own_probability`` to ``weights.parquet``, in place of one that is there.
+def add_column(path: Path, name: str, values: np.ndarray) -> None:
+    """Add a column to ``weights.parquet``, in place of one of that name.
 
     Args:
         path: The file.
-        own: (|U|,) float32; see :class:`~ssl_weighting.app.belonging.Belonging`.
+        name: ``own_probability`` or ``own_score``.
+        values: (|U|,) float32.
     """
     table = pq.read_table(path)
-    table = table.drop_columns([name for name in table.column_names if name == OWN])
+    table = table.drop_columns([column for column in table.column_names if column == name])
     with whole_file(path) as partial:
-        pq.write_table(table.append_column(OWN, pa.array(own)), partial)
+        pq.write_table(table.append_column(name, pa.array(values)), partial)
 
 
 def weights_table(module: SSLModule, positions: Tensor | None = None) -> pa.Table:
