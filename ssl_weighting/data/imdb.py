@@ -12,11 +12,10 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from ssl_weighting.data.files import one_line
 from ssl_weighting.data.source import Source
 from ssl_weighting.data.tables import from_hub
 from ssl_weighting.data.text import LabeledTexts, TextData
-from ssl_weighting.errors import UserError
+from ssl_weighting.errors import UserError, one_line
 from ssl_weighting.files import home_path
 
 HUB = "stanfordnlp/imdb"
