@@ -69,6 +69,12 @@ COMMANDS = {
         "ssl_weighting.app.embed",
         "run",
     ),
+    "export": Entry(
+        "RUN --out FOLDER",
+        "the model by itself: safetensors, ONNX or torch.export",
+        "ssl_weighting.app.portable",
+        "run",
+    ),
     "test": Entry("RUN", "test error", "ssl_weighting.app.evaluate:test", "run"),
     "validate": Entry("RUN", "validation error", "ssl_weighting.app.evaluate:validate", "run"),
     "paraphrase": Entry("", "translated copies of texts, for UDA", "ssl_weighting.app.paraphrase"),
