@@ -52,12 +52,18 @@ def main(argv: list[str]) -> int:
     try:
         partial.mkdir()
         difference = write_folder(partial, out.name, saved, model, file_format)
+        files = [path for path in partial.rglob("*") if path.is_file()]
+        readable = (
+            (partial / "README.md").stat().st_mode
+        )  # safetensors makes files that only their owner reads
+        for path in files:
+            path.chmod(readable)
+        size = sum(path.stat().st_size for path in files)
         partial.rename(out)
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written ({error.strerror or error})") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     print(
         f"{out}: {file_format}, {size / 1e6:.1f} MB; probabilities differ from the run's by {difference:.0e} at most"
     )

@@ -37,7 +37,7 @@ def need_onnx(*modules: str) -> None:
     if missing := [name for name in modules if find_spec(name) is None]:
         verb = "is" if len(missing) == 1 else "are"
         raise UserError(
-            f"format=onnx: {' and '.join(missing)} {verb} not installed; pip install 'ssl-weighting[onnx]'"
+            f"onnx: {' and '.join(missing)} {verb} not installed; pip install 'ssl-weighting[onnx]'"
         )
 
 
@@ -157,8 +157,9 @@ def write_graph(
     """
     import torch
 
-    batch, width = torch.export.Dim("batch", min=1), torch.export.Dim("pieces", min=2, max=longest)
-    dynamic = {0: batch, 1: width} if kind == "texts" else {0: batch}
+    dynamic = {0: torch.export.Dim("batch", min=1)}
+    if kind == "texts":
+        dynamic[1] = torch.export.Dim("pieces", min=2, max=longest)
     given = tuple(torch.from_numpy(array) for array in arrays)
     shapes = tuple(dynamic for _ in given)
     path = folder / FILES[file_format]
