@@ -1,10 +1,15 @@
 """A model in a folder of its own predicts what its run does, in every format, without lightning and the data."""
 
+import json
+import re
 import shutil
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from made_up import VISION, write_films
@@ -13,8 +18,14 @@ from safetensors.torch import load_file, save_file
 
 import ssl_weighting
 from ssl_weighting.app.cli import main
+from ssl_weighting.app.portable import command, writing
+from ssl_weighting.app.portable.formats import read_onnx
+from ssl_weighting.app.portable.inputs import InputOptions
 from ssl_weighting.app.portable.model import PortableModel
+from ssl_weighting.app.portable.network import _resize_matrix
 from ssl_weighting.data.digits import Digits
+from ssl_weighting.data.imdb import HTML, clean
+from ssl_weighting.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 FORMATS = ("safetensors", "torch", "onnx")
@@ -40,6 +51,8 @@ VISIONS = {
 BERT = {"data": "Text", "model.backbone": "Transformer", "model.backbone.name": "bert"}
 FAMILIES: dict[str, dict[str, object]] = {
     "conv": {},
+    "a head for rotations": {"model.algorithm": "ReMixMatch"},
+    "float64": {"trainer.precision": "64-true"},
     "mlp": {"data": "Synthetic", "model.backbone": "MLP"},
     "precomputed": {"data": "Synthetic", "model.backbone": "Precomputed", "model.backbone.feature_dim": 2},
     "wrn": {
@@ -109,7 +122,9 @@ def made(tmp_path_factory, tiny_bert, tiny_vision):
             whole = options | given.get(options.get("data"), {}) | SHORT | {"runs": runs}
             if "model.backbone.frozen" in options:
                 whole |= {"model.features.cache": "c"}
-            first = {key: whole.pop(key) for key in ("data", "model.backbone") if key in whole}
+            first = {
+                key: whole.pop(key) for key in ("data", "model.backbone", "model.algorithm") if key in whole
+            }
             words = [word for key, value in (first | whole).items() for word in (f"--{key}", str(value))]
             with pytest.MonkeyPatch.context() as patch:
                 patch.chdir(folder)
@@ -148,14 +163,14 @@ def examples_of(family, run):
             *TEXTS,
             *(line.split(",")[1] for line in (folder / "films.csv").read_text().splitlines()[1:30]),
         ]
-    if family == "conv":
+    if "data" not in FAMILIES[family]:
         return Digits().load(train=False).inputs[:300]
     return np.random.default_rng(0).standard_normal((300, 2))
 
 
 def cases():
     for family in FAMILIES:
-        for file_format in FORMATS:
+        for file_format in FORMATS[: 1 if family in ("float64", "a head for rotations") else 3]:
             slow = file_format != "safetensors" and family not in QUICK
             yield pytest.param(family, file_format, marks=[pytest.mark.slow] if slow else [])
 
@@ -173,3 +188,354 @@ def test_the_same_probabilities(made, in_home, tmp_path, family, file_format):
     assert np.abs(found - expected).max() <= 1e-5
     np.testing.assert_allclose(model.probabilities(examples[:1]), expected[:1], rtol=0, atol=1e-5)
     assert model.predict(examples) == ssl_weighting.load(run, device="cpu").predict(examples)
+
+
+# ---- by itself ----
+
+ALONE = """
+import sys
+for name in ({hidden}):
+    sys.modules[name] = None
+import ssl_weighting
+model = ssl_weighting.load({folder!r}, device="cpu")
+print(model.predict({examples}))
+loaded = [name for name in sys.modules if name.partition(".")[0] in ({hidden}) and sys.modules[name]]
+loaded += [name for name in sys.modules if name.startswith("ssl_weighting.data")]
+assert not loaded, loaded
+"""
+LIGHTNING = '"lightning", "pytorch_lightning", "jsonargparse", "pyarrow", '
+
+
+def python(code, folder, *arguments):
+    """What a new interpreter prints, and that it ended well."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("family", "file_format", "hidden"),
+    [
+        ("frozen, resized, mixed", "safetensors", LIGHTNING),
+        ("bert", "safetensors", LIGHTNING),
+        ("conv", "onnx", LIGHTNING + '"torch", "transformers", '),
+    ],
+)
+def test_without_lightning_and_the_data(made, in_home, tmp_path, family, file_format, hidden):
+    run = made(family)
+    assert export(run, tmp_path / "out", file_format) == 0
+    if family == "conv":
+        given, typed = np.zeros((2, 1, 8, 8), "uint8"), "__import__('numpy').zeros((2, 1, 8, 8), 'uint8')"
+    elif family == "bert":
+        given, typed = TEXTS[:2], repr(TEXTS[:2])
+    else:
+        given, typed = examples_of(family, run)[:2], "['1.jpg', '2.png']"
+        for name, path in zip(("1.jpg", "2.png"), given, strict=True):
+            shutil.copy(path, tmp_path / name)
+    said = python(ALONE.format(hidden=hidden, folder="out", examples=typed), tmp_path)
+    assert said == str(ssl_weighting.load(run).predict(given))
+
+
+@pytest.mark.parametrize(
+    ("family", "file_format"),
+    [("wrn", "onnx"), ("bert", "onnx"), ("conv", "onnx"), ("conv", "torch"), ("conv", "safetensors")],
+)
+def test_the_lines_of_the_readme(made, in_home, tmp_path, monkeypatch, family, file_format):
+    run = made(family)
+    monkeypatch.setattr("ssl_weighting.data.text.TextData.replacements", ((r"<br />", " "), ("\\\\n", " ")))
+    assert export(run, tmp_path / "out", file_format) == 0
+    (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "out" / "README.md").read_text(), flags=re.S)
+    (examples, given) = {
+        "wrn": (["1.jpg", "2.jpg"], sorted((run.parents[3] / "labelled").rglob("*.jpg"))[3:5]),
+        "bert": (["a text", "another"], [" a good<br />film", r"bad\nnot good "]),
+        "conv": (None, Digits().load(train=False).inputs[:20].numpy()),
+    }[family]
+    if family == "wrn":
+        for name, path in zip(examples, given, strict=True):
+            shutil.copy(path, tmp_path / name)
+    elif family == "bert":
+        assert "import re\n" in code
+        for old, new in zip(examples, given, strict=True):
+            assert repr(old) in code
+            code = code.replace(repr(old), repr(new))
+    else:
+        np.save(tmp_path / "examples.npy", given)
+    hidden = {"onnx": ("torch", "ssl_weighting"), "torch": ("ssl_weighting",), "safetensors": ("lightning",)}
+    first = f"import sys\nfor name in {hidden[file_format]}: sys.modules[name] = None\n"
+    said = python(first + code, tmp_path)
+    assert said == str(ssl_weighting.load(run).predict(given))
+    assert len(code.splitlines()) <= 35
+
+
+def test_the_readme_tells_of_the_run(made, tmp_path):
+    run = made("conv")
+    assert export(run, tmp_path / "digits") == 0
+    text = (tmp_path / "digits" / "README.md").read_text()
+    rows = (run / "metrics.csv").read_text().splitlines()
+    columns = rows[0].split(",")
+    values = [row.split(",")[columns.index("test/error")] for row in rows[1:]]
+    error = float([value for value in values if value][-1])
+    assert f"- test error: {100 * error:.2f} %\n" in text
+    assert re.search(r"test error of a linear probe on the same labels, without the pool: [\d.]+ %", text)
+    assert "40 labelled examples train, 1297 are in the pool" in text
+    assert "Supervised on digits, 2 steps, seed 0" in text
+    shutil.copy(run / "checkpoints" / "last.ckpt", tmp_path / "model.ckpt")
+    assert export(tmp_path / "model.ckpt", tmp_path / "alone") == 0
+    assert "The run's record was not beside the checkpoint" in (tmp_path / "alone" / "README.md").read_text()
+
+
+def test_no_path_of_this_machine_is_in_it(made, in_home, tmp_path):
+    run = made("frozen, resized, mixed")
+    assert export(run, tmp_path / "out") == 0
+    for path in (tmp_path / "out").rglob("*"):
+        if path.is_file():
+            assert str(run.parents[3]).encode() not in path.read_bytes(), path
+            assert path.stat().st_mode & 0o777 == (tmp_path / "out" / "README.md").stat().st_mode & 0o777, (
+                path
+            )
+
+
+# ---- what is refused ----
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--out", "new", "--format", "onxx"], "--format onxx: no such format; did you mean onnx?"),
+        (
+            ["--out", "new", "--format", "pickle"],
+            "--format pickle: no such format; there are onnx, safetensors, torch",
+        ),
+        (["--out", "there"], "--out there: is there already and stays as it is; give another name"),
+        (["--out", "no/such/new"], "--out no/such/new: no/such is no folder; make it, or give another name"),
+        ([], "--out: missing; type ssl-weighting export RUN --out FOLDER, a new one"),
+        (["--out", "new", "--optimise", "yes"], "--optimise: no such option; export takes --out, --format, "),
+    ],
+)
+def test_bad_input(made, tmp_path, monkeypatch, capsys, words, expected):
+    monkeypatch.chdir(tmp_path)
+    Path("there").mkdir()
+    Path("RUN").symlink_to(made("conv"))
+    monkeypatch.setattr(command, "restored", None)  # nothing slow is begun
+    assert main(["export", "RUN", *words]) == 2
+    assert expected in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["RUN", "there"]
+
+
+def test_a_run_without_a_checkpoint(made, tmp_path, capsys):
+    shutil.copytree(made("conv"), tmp_path / "run", ignore=shutil.ignore_patterns("*.ckpt"))
+    assert export(tmp_path / "run", tmp_path / "out") == 2
+    assert "has no checkpoints/last.ckpt; the run was stopped before it wrote one" in capsys.readouterr().err
+
+
+def test_other_commands_say_what_it_is(made, tmp_path, capsys):
+    assert export(made("conv"), tmp_path / "out") == 0
+    assert main(["predict", str(tmp_path / "out"), "--on", "new"]) == 2
+    said = capsys.readouterr().err
+    assert (
+        f"RUN={tmp_path / 'out'}: an exported model, which Python reads: ssl_weighting.load('{tmp_path}/out')"
+        in said
+    )
+
+
+def test_code_of_ones_own_is_kept_as_a_graph_alone(made, tmp_path, monkeypatch, capsys):
+    (tmp_path / "my_net.py").write_text(
+        "from torch import nn\n\n\nclass Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.body, self.fc = nn.Conv2d(1, 6, 3), nn.Linear(6, 5)\n\n"
+        "    def forward(self, x):\n        return self.fc(self.body(x).relu().mean((2, 3)))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    recipe = str(Path(__file__).parents[1] / "recipes" / "digits_supervised.yaml")
+    options = [
+        "--model.backbone",
+        "ModuleBackbone",
+        "--model.backbone.module",
+        "my_net.Net",
+        "--runs",
+        "runs",
+    ]
+    short = [word for key, value in SHORT.items() for word in (f"--{key}", str(value))]
+    assert main(["fit", "--config", recipe, *options, "--model.backbone.head", "fc", *short]) == 0
+    run = Path("runs", "digits_supervised")
+    assert export(run, Path("out")) == 2
+    assert (
+        "model.backbone=ModuleBackbone is made of code of your own, which no folder holds"
+        in capsys.readouterr().err
+    )
+    assert not Path("out").exists()
+    assert export(run, Path("out"), "torch") == 0
+    images = Digits().load(train=False).inputs[:50]
+    found = PortableModel(Path("out")).probabilities(images)
+    assert np.abs(found - ssl_weighting.load(run, "cpu").probabilities(images)).max() <= 1e-5
+
+
+def test_data_that_are_prepared_in_a_way_of_their_own(made, tmp_path, monkeypatch, capsys):
+    prepare = Digits.prepare
+    monkeypatch.setattr(Digits, "prepare", lambda self, raw: 1 - prepare(self, raw))
+    assert export(made("conv"), tmp_path / "out") == 2
+    assert "what was exported predicts otherwise, by " in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_where_one_class_has_all_logarithms_tell():
+    sure = np.array([[1.0, 1e-12, 1e-28]], np.float32)
+    other = np.array([[1.0, 1e-11, 1e-28]], np.float32)
+    assert np.abs(sure - other).max() < writing.TOLERANCE
+    assert writing._difference_of_logarithms(other, sure) == pytest.approx(
+        np.log(10) / -np.log(1e-12), rel=1e-5
+    )
+    assert writing._difference_of_logarithms(sure, sure) == 0
+
+
+def test_a_network_that_becomes_no_graph(made, tmp_path, monkeypatch, capsys):
+    def fails(*_, **__):
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr(torch.export, "export", fails)
+    assert export(made("conv"), tmp_path / "out", "torch") == 2
+    said = capsys.readouterr().err
+    assert (
+        "--format torch: SmallConvNet does not become such a graph (RuntimeError: no such operator); give"
+        in said
+    )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def exported(made, tmp_path):
+    assert export(made("conv"), tmp_path / "out") == 0
+    return tmp_path / "out"
+
+
+def changed(folder, **values):
+    content = json.loads((folder / "model.json").read_text())
+    for key, value in values.items():
+        inside = content
+        *parents, last = key.split("__")
+        for parent in parents:
+            inside = inside[parent]
+        inside[last] = value
+    (folder / "model.json").write_text(json.dumps(content))
+
+
+def drop_a_weight(folder):
+    state = load_file(folder / "model.safetensors")
+    del state["classifier.heads.classifier.bias"]
+    save_file(state, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (lambda f: (f / "model.json").write_text("{"), r"model.json: damaged \(JSONDecodeError"),
+        (lambda f: changed(f, version=9), "of a later version of this program; pip install -U ssl-weighting"),
+        (lambda f: changed(f, inputs={}), r"model.json: damaged \(KeyError"),
+        (lambda f: changed(f, format="pickle"), r"model.json: damaged \(ValueError: format pickle"),
+        (lambda f: changed(f, format="torch"), "a program of torch, and to read one may run code"),
+        (
+            lambda f: changed(f, network__backbone="os.system"),
+            "backbone=os.system: no network of this version",
+        ),
+        (lambda f: changed(f, network__num_classes=9), r"model.safetensors: damaged \(RuntimeError"),
+        (
+            lambda f: (f / "model.safetensors").unlink(),
+            "model.safetensors: no such file; export the run anew",
+        ),
+        (
+            lambda f: (f / "model.safetensors").write_bytes(b"x"),
+            r"model.safetensors: damaged \(SafetensorError",
+        ),
+        (
+            drop_a_weight,
+            r"not of the network that model.json tells of \(classifier.heads.classifier.bias and 0 more",
+        ),
+    ],
+)
+def test_a_damaged_folder(exported, damage, expected):
+    damage(exported)
+    with pytest.raises(UserError, match=expected) as raised:
+        ssl_weighting.load(exported)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_damaged_graph(tmp_path):
+    need("onnx")
+    (tmp_path / "model.onnx").write_bytes(b"no graph")
+    with pytest.raises(UserError, match=r"model.onnx: damaged \("):
+        read_onnx(tmp_path, None)
+    with pytest.raises(
+        UserError, match="device=cuda: onnxruntime chooses by itself; give cpu, or leave it out"
+    ):
+        read_onnx(tmp_path, "cuda")
+
+
+# ---- what it takes ----
+
+
+def test_arrays(exported):
+    model = ssl_weighting.load(str(exported))
+    assert (
+        model.probabilities([]).shape == (0, 10) == model.probabilities(np.zeros((0, 1, 8, 8), "uint8")).shape
+    )
+    for wrong, expected in (
+        (
+            np.zeros((2, 1, 8, 9), "uint8"),
+            r"\(n, 1, 8, 9\); this model takes uint8 of shape \(n, 1, 8, 8\)",
+        ),
+        (np.zeros((2, 1, 8, 8)), r"examples: float32 of shape"),
+        ("new", r'examples="new": one name; an exported model takes a list: \[\'new\'\]'),
+        (["a.png"], "examples: 1 names; this model takes uint8"),
+        (object(), "examples: object of shape"),
+    ):
+        with pytest.raises(UserError, match=expected):
+            model.predict(wrong)
+
+
+def test_numbers_that_are_none(tmp_path):
+    takes = InputOptions("arrays", (2,), "float32")
+    with pytest.raises(UserError, match="row 1 holds NaN or infinity"):
+        takes.batches(np.array([[0, 1], [np.nan, 0], [0, np.inf]]), tmp_path)
+
+
+def test_images_that_cannot_be_read(made, in_home, tmp_path):
+    assert export(made("wrn"), tmp_path / "out") == 0
+    model = ssl_weighting.load(tmp_path / "out")
+    (tmp_path / "broken.png").write_text("no image")
+    with pytest.raises(
+        UserError, match=r"png cannot be read \(UnidentifiedImageError: .*; repair it or leave it out"
+    ):
+        model.predict([tmp_path / "broken.png"])
+    with pytest.raises(
+        UserError, match=r"this model takes a list of paths, or uint8 of shape \(n, 3, 32, 32\)"
+    ):
+        model.predict(np.zeros((1, 3, 30, 32), "uint8"))
+    pixels = np.zeros((1, 3, 32, 32), "uint8")
+    assert model.probabilities(pixels) == pytest.approx(
+        ssl_weighting.load(made("wrn")).probabilities(pixels), abs=1e-6
+    )
+
+
+def test_texts_are_cleaned_alike(tmp_path):
+    takes = InputOptions.of_json(json.loads(json.dumps(InputOptions("texts", replacements=HTML).to_json())))
+    raw = ["  a<br />b &quot;c&quot; <p> <a href='x'>d</a>", r"e\nf \\1", "\u00a0plain\n", '<a href="\n">']
+    assert [takes._cleaned(text) for text in raw] == clean(pa.array(raw)).to_pylist()
+    with pytest.raises(UserError, match="not all of them are texts"):
+        takes.batches(["a", 1], tmp_path)
+
+
+def test_a_resize_is_two_matrix_products():
+    images = torch.rand(2, 3, 9, 14)
+    expected = torch.nn.functional.interpolate(images, size=(20, 20), mode="bicubic", antialias=True)
+    found = _resize_matrix(9, 20) @ images @ _resize_matrix(14, 20).T
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    shrunk = torch.nn.functional.interpolate(images, size=(5, 5), mode="bicubic", antialias=True)
+    torch.testing.assert_close(
+        _resize_matrix(9, 5) @ images @ _resize_matrix(14, 5).T, shrunk, rtol=0, atol=1e-5
+    )

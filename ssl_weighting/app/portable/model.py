@@ -64,6 +64,8 @@ class PortableModel:
         Raises:
             UserError: If they are something else, or one cannot be read.
         """
+        if isinstance(examples, (list, tuple)) and not examples:
+            return np.empty((0, len(self.class_names)), np.float32)
         count, batches = self.inputs.batches(examples, self.folder)
         found = np.empty((count, len(self.class_names)), np.float32)
         for rows, arrays in batches:
