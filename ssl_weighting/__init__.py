@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ssl_weighting.app.estimator import SSLClassifier
-    from ssl_weighting.app.trained import load
+    from ssl_weighting.app.loading import load
 
 __version__ = "0.1.0"
 __all__ = ["SSLClassifier", "__version__", "load"]
@@ -15,7 +15,7 @@ __all__ = ["SSLClassifier", "__version__", "load"]
 def __getattr__(name: str) -> Any:
     """``load`` and ``SSLClassifier``, imported when asked for: torch is slow to import, and help needs none of it."""
     if name == "load":
-        from ssl_weighting.app.trained import load
+        from ssl_weighting.app.loading import load
 
         return load
     if name == "SSLClassifier":

@@ -6,12 +6,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 
 def is_first_process() -> bool:
     """Whether this is the only process of its run or, by the environment that started it, the first of several."""
+    from lightning.pytorch.utilities import (
+        rank_zero_only,  # late: what was exported is used without lightning
+    )
+
     return bool(rank_zero_only.rank == 0)  # type: ignore[attr-defined]
 
 

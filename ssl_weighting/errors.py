@@ -10,6 +10,11 @@ def named(key: str, value: object) -> str:
     return f'{key}="{value}"' if key in ("run", "examples") else f"{key}={value}"
 
 
+def one_line(error: BaseException) -> str:
+    """Type and message of an error, for use inside a one-line message."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
 class UserError(Exception):
     """Bad input. Its message is one line that names the key, the value and what to do.
 

@@ -154,13 +154,12 @@ def _regression(run: Path, name: str) -> float:
     from sklearn.linear_model import LogisticRegressionCV
     from sklearn.preprocessing import StandardScaler
 
-    import ssl_weighting
     from ssl_weighting.app.runs import Run
-    from ssl_weighting.app.trained import TrainedModel
+    from ssl_weighting.app.trained import TrainedModel, load_run
 
     data = Run(run).data()
     data.setup("test")
-    model = TrainedModel(ssl_weighting.load(run, device="cpu").module, data, "cpu")
+    model = TrainedModel(load_run(run, "cpu").module, data, "cpu")
     parts = ("labeled", "unlabeled", "test")
     features = {part: np.concatenate([*map(np.asarray, model.features_of_part(part))]) for part in parts}
     scale = StandardScaler().fit(features["unlabeled"])

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 import yaml
 
+from ssl_weighting.app.portable.model import is_portable
 from ssl_weighting.app.runs import BELONGING, find_run
-from ssl_weighting.errors import UserError
+from ssl_weighting.errors import UserError, named
 from ssl_weighting.files import home_path, whole_file
 
 KEY = "ssl_weighting"
@@ -33,6 +34,11 @@ def find_checkpoint(run: str | Path, name: str = "last", key: str = "RUN") -> Pa
     path = home_path(run)
     if path.is_file():
         return path
+    if is_portable(path):
+        raise UserError(
+            f"{named(key, path)}: an exported model, which Python reads: ssl_weighting.load({str(path)!r}); here give "
+            "the folder of a run"
+        )
     folder = path.parent if path.name == "checkpoints" else path
     return find_run(folder, f"checkpoints/{name}.ckpt", key) / "checkpoints" / f"{name}.ckpt"
 

@@ -48,7 +48,7 @@ COMMANDS = {
     ),
     "recipes": Entry("", "list the recipes that come along", "ssl_weighting.app.recipes"),
     "fit": Entry("--config RECIPE", "train; add --key value to change anything", takes="recipe"),
-    "weights": Entry("RUN --clean FILE", "which examples did harm", "ssl_weighting.app.export", "run"),
+    "weights": Entry("RUN --clean FILE", "which examples did harm", "ssl_weighting.app.weights", "run"),
     "report": Entry("RUN", "a page (fit writes it too)", "ssl_weighting.app.report", "run"),
     "resume": Entry("RUN", "go on with a run that was stopped, exactly", "ssl_weighting.app.resume", "run"),
     "refit": Entry(
@@ -67,6 +67,12 @@ COMMANDS = {
         "RUN --on FOLDER|TABLE",
         "features of examples, as a table",
         "ssl_weighting.app.embed",
+        "run",
+    ),
+    "export": Entry(
+        "RUN --out FOLDER",
+        "the model by itself: safetensors, ONNX or torch.export",
+        "ssl_weighting.app.portable",
         "run",
     ),
     "test": Entry("RUN", "test error", "ssl_weighting.app.evaluate:test", "run"),

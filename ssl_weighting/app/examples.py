@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ssl_weighting.data.image_pixels import as_image
+from ssl_weighting.image_pixels import as_image
 
 if TYPE_CHECKING:
     from ssl_weighting.data.module import SSLData

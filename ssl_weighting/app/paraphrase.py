@@ -17,9 +17,8 @@ from jsonargparse import ArgumentParser
 from rich.progress import track
 
 from ssl_weighting.app.recipes import find_recipe, read_recipe
-from ssl_weighting.data.files import one_line
 from ssl_weighting.data.text import TextData
-from ssl_weighting.errors import UserError
+from ssl_weighting.errors import UserError, one_line
 from ssl_weighting.files import home_path, whole_file
 
 BLOCK = 64

@@ -227,22 +227,8 @@ class TrainedModel:
             yield pytree.tree_map_only(Tensor, lambda x: x.to(self.device), batch.inputs)
 
 
-def load(run: str | Path, device: str | None = None) -> TrainedModel:
-    """The trained model of a run.
-
-    ::
-
-        model = ssl_weighting.load("runs/flowers")
-        model.predict(["new/1.jpg", "new/2.jpg"])     # ["rose", "tulip"]
-        model.probabilities("new")                    # a folder: float32 (n, C)
-
-    Args:
-        run: A run's folder, a folder that holds one run, or a checkpoint file.
-        device: Where to compute, such as ``cpu`` or ``cuda:1``; default: a GPU, if there is one.
-
-    Raises:
-        UserError: If there is no such run, or what its configuration names, such as an encoder, is not there.
-    """
+def load_run(run: str | Path, device: str | None = None) -> TrainedModel:
+    """The trained model of a run; see :func:`ssl_weighting.app.loading.load`."""
     return restored(open_checkpoint(find_checkpoint(run, key="run"), named("run", run)), device=device)[0]
 
 

@@ -11,12 +11,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from torchvision.datasets.utils import check_integrity, download_url
 
-from ssl_weighting.errors import UserError
-
-
-def one_line(error: BaseException) -> str:
-    """Type and message of an error, for use inside a one-line message."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
+from ssl_weighting.errors import UserError, one_line
 
 
 def check_md5(path: Path, md5: str, root: Path) -> None:

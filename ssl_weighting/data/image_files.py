@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from ssl_weighting.data.image_pixels import ENDINGS
 from ssl_weighting.data.tables import ENDINGS as TABLES
 from ssl_weighting.data.tables import Column, read_columns, read_table, table_ending
 from ssl_weighting.errors import UserError, named
+from ssl_weighting.image_pixels import ENDINGS
 
 HIDDEN = (".", "@")
 """Folders and files whose names begin so are nobody's data: .git, .ipynb_checkpoints, a NAS's @eaDir and @Recycle."""

@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from ssl_weighting.data.image_files import ImageFile, first_few, printable
-from ssl_weighting.data.image_pixels import (
+from ssl_weighting.errors import DataWarning, UserError
+from ssl_weighting.image_pixels import (
     DeepImageError,
     Levels,
     attempt,
@@ -25,7 +26,6 @@ from ssl_weighting.data.image_pixels import (
     quiet,
     some_values,
 )
-from ssl_weighting.errors import DataWarning, UserError
 
 T = TypeVar("T")
 LOOKED_AT = 1000

@@ -26,13 +26,13 @@ from ssl_weighting.data.image_files import (
     listed,
     printable,
 )
-from ssl_weighting.data.image_pixels import Levels, as_image, decoded_or_grey, quiet, thumbnail
 from ssl_weighting.data.image_reading import ImageReader, say
 from ssl_weighting.data.module import SSLData
 from ssl_weighting.data.remembered import NewExamples, remembered
 from ssl_weighting.data.source import Source
 from ssl_weighting.errors import UserError, named
 from ssl_weighting.files import home_path
+from ssl_weighting.image_pixels import Levels, as_image, decoded_or_grey, quiet, thumbnail
 
 KEPT_BYTES = 2**30
 """Sets up to this size are decoded once and kept in memory, as uint8."""

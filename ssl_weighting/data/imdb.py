@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from ssl_weighting.data.files import one_line
 from ssl_weighting.data.source import Source
 from ssl_weighting.data.tables import from_hub
 from ssl_weighting.data.text import LabeledTexts, TextData
-from ssl_weighting.errors import UserError
+from ssl_weighting.data.text_files import replaced
+from ssl_weighting.errors import UserError, one_line
 from ssl_weighting.files import home_path
 
 HUB = "stanfordnlp/imdb"
@@ -53,6 +53,12 @@ UDA_LABELED = {
     },
 }
 
+HTML = (
+    *((r"<br />", " "), (r"&quot;", '"'), (r"<p>", " "), (r"<a href=[^>]*>", ""), (r"</a>", "")),
+    (r"\\n", " "),  # the two characters
+)
+"""What stands instead of HTML in reviews, as UDA's code cleans them (960684e, text/utils/imdb_format.py)."""
+
 
 class Imdb(TextData):
     """IMDB: 25,000 training and 25,000 test reviews of two classes, and 50,000 unsupervised ones.
@@ -73,6 +79,7 @@ class Imdb(TextData):
 
     name = "imdb"
     all_class_names = ("negative", "positive")
+    replacements = HTML
 
     def __init__(
         self,
@@ -105,10 +112,6 @@ class Imdb(TextData):
             self._rows = _by_identity(table)
         labels = torch.from_numpy(table["label"].to_numpy().copy())
         return LabeledTexts(cleaned, labels)
-
-    def cleaned(self, texts: pa.Array) -> pa.Array:
-        """See :class:`~ssl_weighting.data.text.TextData`: without HTML, as UDA's code cleans reviews."""
-        return clean(texts)
 
     def labeled_first(self, train: Source) -> Tensor | None:
         """Rows of UDA's twenty reviews."""
@@ -168,14 +171,8 @@ class Imdb(TextData):
 
 
 def clean(texts: pa.Array) -> pa.Array:
-    """Reviews without HTML, as UDA's code cleans them (960684e, text/utils/imdb_format.py)."""
-    texts = pc.utf8_trim_whitespace(texts)
-    for mark, instead in (("<br />", " "), ("&quot;", '"'), ("<p>", " ")):
-        texts = pc.replace_substring(texts, mark, instead)
-    texts = pc.replace_substring_regex(texts, r"<a href=[^>]*>", "")
-    for mark, instead in (("</a>", ""), (r"\n", " ")):
-        texts = pc.replace_substring(texts, mark, instead)
-    return texts
+    """Reviews without HTML; see :data:`HTML`."""
+    return replaced(texts, HTML)
 
 
 def _by_identity(table: pa.Table) -> dict[tuple[int, int | str], int]:

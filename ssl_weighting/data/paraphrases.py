@@ -7,8 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ssl_weighting.data.files import one_line
-from ssl_weighting.errors import UserError
+from ssl_weighting.errors import UserError, one_line
 from ssl_weighting.files import home_path
 
 MIN_LENGTH = 10

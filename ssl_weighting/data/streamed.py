@@ -16,8 +16,11 @@ from PIL import Image
 from torch import Tensor
 
 from ssl_weighting.data.duplicates import Contents
-from ssl_weighting.data.files import one_line
-from ssl_weighting.data.image_pixels import (
+from ssl_weighting.data.images import ImageFiles, Images
+from ssl_weighting.data.source import Source
+from ssl_weighting.errors import UserError, one_line
+from ssl_weighting.files import home_path
+from ssl_weighting.image_pixels import (
     DeepImageError,
     as_image,
     decode,
@@ -25,10 +28,6 @@ from ssl_weighting.data.image_pixels import (
     quiet,
     thumbnail,
 )
-from ssl_weighting.data.images import ImageFiles, Images
-from ssl_weighting.data.source import Source
-from ssl_weighting.errors import UserError
-from ssl_weighting.files import home_path
 
 BUILDERS = {".tar": "webdataset", ".parquet": "parquet"}
 

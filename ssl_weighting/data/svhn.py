@@ -13,9 +13,9 @@ from torchvision.datasets import SVHN
 
 from ssl_weighting.augment import RandomFlipCrop
 from ssl_weighting.data.downloaded import DownloadedImages
-from ssl_weighting.data.files import check_md5, download, one_line
+from ssl_weighting.data.files import check_md5, download
 from ssl_weighting.data.source import InMemory
-from ssl_weighting.errors import UserError
+from ssl_weighting.errors import UserError, one_line
 
 
 class Svhn(DownloadedImages):

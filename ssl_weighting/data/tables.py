@@ -10,10 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ssl_weighting.data.files import one_line
 from ssl_weighting.data.labels import as_names, without_pool_marks
 from ssl_weighting.data.text_files import COMPRESSED, Choice, TextFile, read_delimited, read_json
-from ssl_weighting.errors import UserError
+from ssl_weighting.errors import UserError, one_line
 from ssl_weighting.files import home_path
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")

@@ -15,11 +15,10 @@ from torch.utils.data import Dataset, default_collate
 
 from ssl_weighting.augment import RandomFlipCrop
 from ssl_weighting.data.duplicates import Contents, of_tensor
-from ssl_weighting.data.files import one_line
 from ssl_weighting.data.labels import class_numbers
 from ssl_weighting.data.module import SSLData
 from ssl_weighting.data.source import InMemory, Source
-from ssl_weighting.errors import UserError
+from ssl_weighting.errors import UserError, one_line
 from ssl_weighting.protocols import Inputs, View
 
 Examples = tuple[Tensor | np.ndarray | Dataset[Any], Any]

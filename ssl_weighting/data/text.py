@@ -22,6 +22,7 @@ from ssl_weighting.data.paraphrases import read_paraphrases
 from ssl_weighting.data.remembered import NewExamples, remembered
 from ssl_weighting.data.source import Source
 from ssl_weighting.data.tables import Column, read_columns, read_table
+from ssl_weighting.data.text_files import look_for_empty, replaced
 from ssl_weighting.data.tokens import (
     TokenizedTexts,
     WordPieces,
@@ -177,6 +178,8 @@ class TextData(SSLData):
 
     text_column = "text"
     """Column of the texts in tables."""
+    replacements: tuple[tuple[str, str], ...] = ()
+    """What is replaced in texts before they are tokenised, in turn: a regular expression, and what stands instead."""
 
     @abstractmethod
     def read(self, train: bool) -> LabeledTexts:
@@ -212,15 +215,24 @@ class TextData(SSLData):
         source.paraphrases = paraphrases
         return source
 
-    def _source(self, data: LabeledTexts, what: str) -> TextSource:
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer, loaded when it is first asked for.
+
+        Raises:
+            UserError: If none is named, or it is not there.
+        """
         if self._tokenizer is None:
             if self.tokenizer_name is None:
                 raise UserError("data.tokenizer: missing; give the encoder's hub name or folder")
             self._tokenizer = load_tokenizer(self.tokenizer_name)
+        return self._tokenizer
+
+    def _source(self, data: LabeledTexts, what: str) -> TextSource:
         if self._word_pieces is None:
-            self._word_pieces = WordPieces(self._tokenizer, self.max_length, self.keep)
-        tokens = tokenized(data.texts, self._tokenizer, self.cache, what)
-        unknown = unknown_share(tokens, self._tokenizer)
+            self._word_pieces = WordPieces(self.tokenizer, self.max_length, self.keep)
+        tokens = tokenized(data.texts, self.tokenizer, self.cache, what)
+        unknown = unknown_share(tokens, self.tokenizer)
         if unknown > MOST_UNKNOWN:
             warnings.warn(
                 f"data.tokenizer={self.tokenizer_name}: does not know {unknown:.0%} of the words of the {what}, which "
@@ -262,7 +274,7 @@ class TextData(SSLData):
         (texts,) = read_columns(where, named(key, where), (wanted,))
         if not len(texts):
             raise UserError(f"{named(key, where)}: has no rows")
-        _look_for_empty(pa.chunked_array([texts]), named(key, where))
+        look_for_empty(pa.chunked_array([texts]), named(key, where))
         source = self.source_of(texts)
         return NewExamples(texts.to_pylist(), torch.arange(len(texts)), source)
 
@@ -276,8 +288,8 @@ class TextData(SSLData):
         return self._source(LabeledTexts(texts, torch.full((len(texts),), -1)), "texts to predict")
 
     def cleaned(self, texts: pa.Array) -> pa.Array:
-        """Texts as the encoder is to see them: without blanks at their ends."""
-        return pc.utf8_trim_whitespace(texts)
+        """Texts as the encoder is to see them: without blanks at their ends, and with ``replacements`` made."""
+        return replaced(texts, self.replacements)
 
     def view(self, raw: Inputs, steps: View) -> Inputs:
         """See :meth:`SSLData.view`."""
@@ -367,7 +379,7 @@ class Text(TextData):
 
     def _read(self, split: str, name: str, known: Sequence[str] | None = None) -> pa.Table:
         table = read_table(name, split, self.text_column, self.label_column, known=known)
-        _look_for_empty(table[self.text_column], f"data.{split}={name}")
+        look_for_empty(table[self.text_column], f"data.{split}={name}")
         return table
 
     def read(self, train: bool) -> LabeledTexts:
@@ -382,19 +394,3 @@ class Text(TextData):
             )
         labels = numbers_of(table[self.label_column].combine_chunks(), self.all_class_names, key)
         return LabeledTexts(self.cleaned(table[self.text_column].combine_chunks()), labels)
-
-
-def _look_for_empty(texts: pa.ChunkedArray, what: str) -> None:
-    """Say how many texts are empty.
-
-    Raises:
-        UserError: If all are.
-    """
-    empty = pc.sum(pc.equal(pc.utf8_trim_whitespace(texts), "")).as_py() or 0
-    if empty and empty == len(texts):
-        raise UserError(
-            f"{what}: all {len(texts)} texts are empty; name another column with --data.text_column "
-            "(init: --text-column)"
-        )
-    if empty:
-        warnings.warn(f"{what}: {empty} of {len(texts)} texts are empty", DataWarning, stacklevel=2)

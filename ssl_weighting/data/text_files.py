@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ssl_weighting.errors import DataWarning, UserError
 
@@ -323,3 +324,27 @@ def _text_of(value: Any, column: str, where: str, file: TextFile, may_be_number:
 
 def _say(file: TextFile, what: str) -> None:
     warnings.warn(f"{file.key}: {what}", DataWarning, stacklevel=2)
+
+
+def look_for_empty(texts: pa.ChunkedArray, what: str) -> None:
+    """Say how many texts are empty.
+
+    Raises:
+        UserError: If all are.
+    """
+    empty = pc.sum(pc.equal(pc.utf8_trim_whitespace(texts), "")).as_py() or 0
+    if empty and empty == len(texts):
+        raise UserError(
+            f"{what}: all {len(texts)} texts are empty; name another column with --data.text_column "
+            "(init: --text-column)"
+        )
+    if empty:
+        warnings.warn(f"{what}: {empty} of {len(texts)} texts are empty", DataWarning, stacklevel=2)
+
+
+def replaced(texts: pa.Array, replacements: Sequence[tuple[str, str]]) -> pa.Array:
+    """Texts without blanks at their ends, then with regular expressions replaced, in turn, by what stands beside them."""
+    texts = pc.utf8_trim_whitespace(texts)
+    for pattern, instead in replacements:
+        texts = pc.replace_substring_regex(texts, pattern, instead)
+    return texts

@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader
 
 from ssl_weighting.data import images as module
 from ssl_weighting.data import write_split
-from ssl_weighting.data.image_pixels import decode
 from ssl_weighting.data.images import Images
 from ssl_weighting.errors import UserError
+from ssl_weighting.image_pixels import decode
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 200, 0), "red": (255, 0, 0)}
 

@@ -150,7 +150,7 @@ def _sides(paths: list[str]) -> list[int]:
     """Shorter sides, in pixels, of some images, spread over the list."""
     from PIL import Image
 
-    from ssl_weighting.data.image_pixels import FORMATS, quiet
+    from ssl_weighting.image_pixels import FORMATS, quiet
 
     sides = []
     for path in paths[:: max(1, len(paths) // LOOKED_AT)]:

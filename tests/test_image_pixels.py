@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssl_weighting.data.image_pixels import FORMATS, levels_of
 from ssl_weighting.data.images import Images
 from ssl_weighting.errors import DataWarning, UserError
+from ssl_weighting.image_pixels import FORMATS, levels_of
 
 
 def stripes(number, across, low=1000, kind=np.uint16):

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from ssl_weighting.app import export
+from ssl_weighting.app import weights
 from ssl_weighting.app.cli import main
 from ssl_weighting.app.runs import Run
 
@@ -91,7 +91,7 @@ def test_bad_input(tiny_run, tmp_path, monkeypatch, capsys, arguments, expected)
 
 def test_hostile_texts_are_no_markup(tiny_run, capsys, monkeypatch):
     monkeypatch.setattr(
-        export, "descriptions", lambda data, positions: ["[red]x[/blue]\x1b[2Jy"] * len(positions)
+        weights, "descriptions", lambda data, positions: ["[red]x[/blue]\x1b[2Jy"] * len(positions)
     )
     assert main(["weights", str(tiny_run), "--top", "1"]) == 0
     said = capsys.readouterr().out
