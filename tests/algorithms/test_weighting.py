@@ -9,8 +9,8 @@ from torch.func import functional_call
 from ssl_weighting.algorithms.fixmatch import FixMatch
 from ssl_weighting.algorithms.flexmatch import FlexMatch
 from ssl_weighting.algorithms.freematch import FreeMatch
-from ssl_weighting.algorithms.mean_teacher import MeanTeacher
 from ssl_weighting.algorithms.iomatch import IOMatch
+from ssl_weighting.algorithms.mean_teacher import MeanTeacher
 from ssl_weighting.algorithms.mixmatch import MixMatch
 from ssl_weighting.algorithms.openmatch import OpenMatch
 from ssl_weighting.algorithms.pseudo_label import PseudoLabel
