@@ -77,7 +77,7 @@ class Model(Protocol):
 class Network(Protocol):
     """The classifier, as influence sees it."""
 
-    __call__: Callable[..., tuple[Inputs, Tensor, Tensor]]
+    __call__: Callable[..., tuple[Inputs, Tensor, Tensor, *tuple[Any, ...]]]
     """Inputs, features (B, D) and logits (B, C) of a batch, and the name of a head if not the classifier."""
 
     def head(self, name: str) -> LinearHead:

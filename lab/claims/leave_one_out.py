@@ -111,7 +111,7 @@ class Study:
                 parameter.copy_(theta[name][0])
 
         def term(x: Tensor, target: Tensor, index: Tensor | None = None) -> LossTerm:
-            _, features, logits = self.network(x)
+            _, features, logits, *_ = self.network(x)
             ones = torch.ones(len(x), dtype=torch.float64)
             return LossTerm(
                 "t", x, features.detach(), logits.detach(), target, CROSS_ENTROPY, ones, index,

@@ -219,7 +219,7 @@ def terms(setup: Setup) -> tuple[Objective, LossTerm]:
         (("supervised", setup.labeled), ("unlabelled", setup.unlabeled), ("validation", setup.validation))
     ):
         with torch.no_grad():
-            _, features, logits = setup.network(inputs)
+            _, features, logits, *_ = setup.network(inputs)
         generator = torch.Generator().manual_seed(seed)
         target = torch.randn(logits.shape, generator=generator).mul(3).softmax(-1).to(logits)
         index = torch.arange(len(logits), device=logits.device) if name == "unlabelled" else None

@@ -56,7 +56,8 @@ class OpenMatch(WeakToStrong):
         threshold: τ, least probability of the label, inclusive; 0, as in the authors' code, takes every inlier.
         entropy_coefficient: w_e.
         consistency_coefficient: w_c (1 on CIFAR-100).
-        warmup: Share of training before FixMatch's loss begins; the authors' 10 of 512 epochs.
+        warmup: Share of training before FixMatch's loss begins; the authors' 10 of 512 epochs, which are 10,240 steps:
+            in a short run the head wants a larger share.
         options: ``coefficient`` and ``strong``; see :class:`~ssl_weighting.algorithms.selection.WeakToStrong`.
     """
 
