@@ -15,7 +15,7 @@ from ssl_weighting.errors import UserError
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ssl_weighting"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-EXTRAS = {"timm": "timm", "peft": "peft", "wandb_workspaces": "dashboard"}
+EXTRAS = {"timm": "timm", "peft": "peft", "wandb_workspaces": "dashboard", "onnxruntime": "onnx"}
 """Modules of an extra: a test below says what happens without each."""
 PEERS = {"backpack", "opacus", "curvlinops"}
 """What the laboratory alone imports, of the extra of that name."""
@@ -159,6 +159,20 @@ def test_without_peft(without, tiny_bert):
     without("peft")
     with pytest.raises(UserError, match=r"lora_rank=4: peft is .* pip install 'ssl-weighting\[peft\]'"):
         Transformer(str(tiny_bert), lora_rank=4)
+
+
+def test_without_onnx(without, tiny_run, tmp_path, capsys):
+    from ssl_weighting.app.cli import main
+    from ssl_weighting.app.portable.formats import read_onnx
+
+    without("onnx", "onnxscript", "onnxruntime")
+    assert main(["export", str(tiny_run), "--out", str(tmp_path / "out"), "--format", "onnx"]) == 2
+    assert (
+        "onnx: onnx, onnxscript, onnxruntime are not installed; pip install 'ssl-weighting[onnx]'"
+        in capsys.readouterr().err
+    )
+    with pytest.raises(UserError, match=r"onnx: onnxruntime is not .* pip install 'ssl-weighting\[onnx\]'"):
+        read_onnx(tmp_path, None)
 
 
 def test_without_wandb_workspaces(without):

@@ -16,6 +16,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ import torch  # noqa: E402
 
 from ssl_weighting.app.checkpoints import find_checkpoint, open_checkpoint  # noqa: E402
 from ssl_weighting.app.evaluate import Asked, Chosen, choose  # noqa: E402
-from ssl_weighting.app.portable.formats import FILES  # noqa: E402
+from ssl_weighting.app.portable.formats import FILES, need_onnx  # noqa: E402
 from ssl_weighting.app.portable.model import PortableModel  # noqa: E402
 from ssl_weighting.app.portable.writing import write_folder  # noqa: E402
 from ssl_weighting.app.trained import restored  # noqa: E402
@@ -55,6 +56,15 @@ def fastest(rounds: int, *functions: Callable[[], Any]) -> list[float]:
             function()
             times[column] = time.process_time() - start
     return [float(seconds) for seconds in found.min(0)]
+
+
+def in_one_thread() -> None:
+    """Have onnxruntime compute in one thread: its others wait busily, which counts as time."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    onnxruntime.InferenceSession = partial(onnxruntime.InferenceSession, sess_options=options)
 
 
 def row(run: str, file_format: str, count: int, rounds: int) -> list[str]:
@@ -98,6 +108,9 @@ def main() -> None:
     parser.add_argument("--formats", nargs="+", default=[*FILES], choices=[*FILES])
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if "onnx" in options.formats:
+        need_onnx("onnx", "onnxscript", "onnxruntime")
+        in_one_thread()
     warnings.simplefilter("ignore")
     for cells in (HEADER, ["---"] * len(HEADER)):
         print(f"| {' | '.join(cells)} |")

@@ -36,9 +36,7 @@ def need_onnx(*modules: str) -> None:
     """
     if missing := [name for name in modules if find_spec(name) is None]:
         verb = "is" if len(missing) == 1 else "are"
-        raise UserError(
-            f"onnx: {' and '.join(missing)} {verb} not installed; pip install 'ssl-weighting[onnx]'"
-        )
+        raise UserError(f"onnx: {', '.join(missing)} {verb} not installed; pip install 'ssl-weighting[onnx]'")
 
 
 def write_safetensors(network: Network, folder: Path) -> None:

@@ -31,6 +31,7 @@ class Network(nn.Module):
         encoder: A frozen one that sees examples first, or ``None``.
         mean: A channel's, subtracted from inputs; empty for none.
         std: What that is divided by.
+        channels_last: Whether images are laid out so, which convolutions prefer.
     """
 
     mean: Tensor
@@ -42,12 +43,14 @@ class Network(nn.Module):
         encoder: Encoder | None = None,
         mean: Sequence[float] = (),
         std: Sequence[float] = (),
+        channels_last: bool = False,
     ) -> None:
         super().__init__()
-        self.classifier, self.encoder = classifier, encoder
+        self.classifier, self.encoder, self.channels_last = classifier, encoder, channels_last
         self.register_buffer("mean", torch.tensor(tuple(mean)), persistent=False)
         self.register_buffer("std", torch.tensor(tuple(std)), persistent=False)
         self.requires_grad_(False).eval()
+        self.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)  # type: ignore[call-overload]
 
     @property
     def backbone(self) -> Backbone:
@@ -71,7 +74,9 @@ class Network(nn.Module):
         if attention_mask is not None:
             seen: Any = {"input_ids": inputs, "attention_mask": attention_mask}
         else:
-            seen = self._normalised(inputs).to(dtype)
+            images = self.channels_last and inputs.dim() == 4
+            layout = torch.channels_last if images else torch.preserve_format
+            seen = self._normalised(inputs).to(dtype, memory_format=layout)
         if self.encoder is not None:
             seen = self.encoder(seen).to(dtype)
         probabilities: Tensor = self.classifier(seen).probabilities().float()
@@ -101,6 +106,7 @@ class Architecture:
         temperatures: Of probe and model.
         mean: See :class:`Network`.
         std: See :class:`Network`.
+        channels_last: See :class:`Network`.
     """
 
     backbone: str
@@ -114,6 +120,7 @@ class Architecture:
     temperatures: tuple[float, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    channels_last: bool
 
     def network(self, folder: Path) -> Network:
         """The network, without the weights that ``model.safetensors`` holds.
@@ -143,7 +150,7 @@ class Architecture:
             own, width = classifier.heads["classifier"], backbone.feature_dim
             weight, bias = torch.zeros(self.num_classes, width), torch.zeros(self.num_classes)
             classifier.heads["classifier"] = MixedHead(own, weight, bias, self.share, self.temperatures)
-        return Network(classifier, encoder, self.mean, self.std)
+        return Network(classifier, encoder, self.mean, self.std, self.channels_last)
 
 
 def backbones() -> dict[str, type[Backbone]]:

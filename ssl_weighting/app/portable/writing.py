@@ -97,8 +97,7 @@ def _network(model: TrainedModel) -> Network:
         if head != "classifier":
             del classifier.heads[head]
     mean, std = ((), ()) if isinstance(model.data, TextData) else (model.data.mean, model.data.std)
-    network = Network(classifier, copy.deepcopy(model.module.encoder), mean, std)
-    return network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload, no-any-return]
+    return Network(classifier, copy.deepcopy(model.module.encoder), mean, std, model.module.channels_last)
 
 
 def _inputs(data: SSLData) -> InputOptions:
@@ -155,6 +154,7 @@ def _architecture(network: Network, saved: Saved, model: TrainedModel, folder: P
         temperatures=tuple(mixture.get("temperatures", ())),
         mean=tuple(network.mean.tolist()),
         std=tuple(network.std.tolist()),
+        channels_last=network.channels_last,
     )
 
 
