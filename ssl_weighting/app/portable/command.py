@@ -53,10 +53,8 @@ def main(argv: list[str]) -> int:
         partial.mkdir()
         difference = write_folder(partial, out.name, saved, model, file_format)
         files = [path for path in partial.rglob("*") if path.is_file()]
-        readable = (
-            (partial / "README.md").stat().st_mode
-        )  # safetensors makes files that only their owner reads
-        for path in files:
+        readable = (partial / "README.md").stat().st_mode
+        for path in files:  # safetensors makes files that only their owner reads
             path.chmod(readable)
         size = sum(path.stat().st_size for path in files)
         partial.rename(out)
