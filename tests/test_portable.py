@@ -51,7 +51,7 @@ VISIONS = {
 BERT = {"data": "Text", "model.backbone": "Transformer", "model.backbone.name": "bert"}
 FAMILIES: dict[str, dict[str, object]] = {
     "conv": {},
-    "a head for rotations": {"model.algorithm": "ReMixMatch"},
+    "a head for rotations": {"model.algorithm": "ReMixMatch", "data.num_validation": 30},
     "float64": {"trainer.precision": "64-true"},
     "mlp": {"data": "Synthetic", "model.backbone": "MLP"},
     "precomputed": {"data": "Synthetic", "model.backbone": "Precomputed", "model.backbone.feature_dim": 2},
