@@ -22,7 +22,8 @@ from ssl_weighting.app.portable import command, writing
 from ssl_weighting.app.portable.formats import read_onnx
 from ssl_weighting.app.portable.inputs import InputOptions
 from ssl_weighting.app.portable.model import PortableModel
-from ssl_weighting.app.portable.network import _resize_matrix
+from ssl_weighting.app.portable.network import _resize_matrix, merge_lora
+from ssl_weighting.backbones.transformer import Transformer
 from ssl_weighting.data.digits import Digits
 from ssl_weighting.data.imdb import HTML, clean
 from ssl_weighting.errors import UserError
@@ -51,7 +52,7 @@ VISIONS = {
 BERT = {"data": "Text", "model.backbone": "Transformer", "model.backbone.name": "bert"}
 FAMILIES: dict[str, dict[str, object]] = {
     "conv": {},
-    "a head for rotations": {"model.algorithm": "ReMixMatch"},
+    "a head for rotations": {"model.algorithm": "ReMixMatch", "data.num_validation": 30},
     "float64": {"trainer.precision": "64-true"},
     "mlp": {"data": "Synthetic", "model.backbone": "MLP"},
     "precomputed": {"data": "Synthetic", "model.backbone": "Precomputed", "model.backbone.feature_dim": 2},
@@ -543,3 +544,23 @@ def test_a_resize_is_two_matrix_products():
     torch.testing.assert_close(
         _resize_matrix(9, 5) @ images @ _resize_matrix(14, 5).T, shrunk, rtol=0, atol=1e-5
     )
+
+
+def test_what_lora_has_learned_is_added_to_the_weights(tiny_bert):
+    if find_spec("peft") is None:
+        pytest.skip("peft is not installed: pip install 'ssl-weighting[peft]'")
+    torch.manual_seed(0)
+    network = Transformer(str(tiny_bert), pooling="mean", lora_rank=2).eval()
+    ids = torch.randint(5, 60, (4, 7))
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    with torch.no_grad():
+        untrained = network(batch)
+        for name, parameter in network.named_parameters():
+            if "lora_" in name:
+                parameter.normal_()
+        expected = network(batch)
+        merge_lora(network)
+        found = network(batch)
+    assert not any("lora_" in name or "base_layer" in name for name, _ in network.named_parameters())
+    assert (expected - untrained).abs().max() > 1e-2, "else it has learned nothing"
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
