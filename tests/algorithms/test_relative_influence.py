@@ -22,6 +22,8 @@ MIXED = {"MixMatch"}
 """Methods whose terms hold no guess of an example's own class."""
 COMPARING = [method for method in METHODS if method().views]
 
+HEADS = {name: size for method in METHODS for name, size in method().extra_heads(5).items()}
+
 
 @pytest.fixture(scope="module")
 def trained():
@@ -30,7 +32,7 @@ def trained():
     data = Digits(num_labeled=50, num_validation=100, known_classes=[5, 6, 7, 8, 9], pool_classes=[0, 1, 2, 3, 4],
                   foreign_fraction=0.5, split_seed=0)  # fmt: skip
     data.setup("fit")
-    network = Classifier(SmallConvNet(1, (16, 32)), 5, True, {"rotation": 4})
+    network = Classifier(SmallConvNet(1, (16, 32)), 5, True, HEADS)
     optimizer = torch.optim.Adam(network.parameters(), 3e-3)
     labeled = data.sets["labeled"].__getitems__(range(50))
     for _ in range(60):
