@@ -11,9 +11,8 @@ from torch import Tensor
 
 def is_first_process() -> bool:
     """Whether this is the only process of its run or, by the environment that started it, the first of several."""
-    from lightning.pytorch.utilities import (
-        rank_zero_only,  # late: what was exported is used without lightning
-    )
+    # Late: what was exported is used without lightning.
+    from lightning.pytorch.utilities import rank_zero_only
 
     return bool(rank_zero_only.rank == 0)  # type: ignore[attr-defined]
 

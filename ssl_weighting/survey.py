@@ -29,10 +29,11 @@ def take_survey(network: nn.Module, views: Views, step: int, device: torch.devic
     data = views.data
     assert data.split is not None
     features, probabilities = [], []
-    for inputs in _pool(views, device):
-        seen = cast(Model, network)(inputs)
-        features.append(seen.features.float().cpu())
-        probabilities.append(seen.probabilities().float().cpu())
+    with torch.autocast(device.type, enabled=False):
+        for inputs in _pool(views, device):
+            seen = cast(Model, network)(inputs)
+            features.append(seen.features.float().cpu())
+            probabilities.append(seen.probabilities().float().cpu())
     labeled = torch.searchsorted(data.split.unlabeled, data.split.labeled)
     return Survey(
         torch.cat(features), torch.cat(probabilities), labeled, data.sets["labeled"].labels.clone(), step
@@ -54,15 +55,15 @@ def own_scores(method: Algorithm, network: nn.Module, views: Views, device: torc
     """
     if type(method).own_scores is Algorithm.own_scores:
         return None
-    found = (method.own_scores(cast(Model, network), inputs) for inputs in _pool(views, device))
+    with torch.autocast(device.type, enabled=False):
+        found = [method.own_scores(cast(Model, network), inputs) for inputs in _pool(views, device)]
     return torch.cat([cast(Tensor, scores).float().cpu() for scores in found])
 
 
 def _pool(views: Views, device: torch.device) -> Iterator[Inputs]:
-    """The unlabelled examples as they are, batch by batch, in full precision."""
+    """The unlabelled examples as they are, batch by batch."""
     pool, size = views.data.sets["unlabeled"], views.data.evaluation_batch_size
     for start in range(0, len(pool), size):
         batch = pool.__getitems__(range(start, min(start + size, len(pool))))
         raw: Any = pytree.tree_map_only(Tensor, lambda x: x.to(device), batch.inputs)
-        with torch.autocast(device.type, enabled=False):
-            yield views.plain(raw)
+        yield views.plain(raw)

@@ -295,6 +295,11 @@ def test_the_readme_tells_of_the_run(made, tmp_path):
     assert "The run's record was not beside the checkpoint" in (tmp_path / "alone" / "README.md").read_text()
 
 
+def test_what_stays_with_the_run_is_said(made, tmp_path, capsys):
+    assert export(made("frozen, resized, mixed"), tmp_path / "out") == 0
+    assert "own_probability stays with the run: ssl-weighting predict " in capsys.readouterr().out
+
+
 def test_no_path_of_this_machine_is_in_it(made, in_home, tmp_path):
     run = made("frozen, resized, mixed")
     assert export(run, tmp_path / "out") == 0
@@ -331,6 +336,19 @@ def test_bad_input(made, tmp_path, monkeypatch, capsys, words, expected):
     assert main(["export", "RUN", *words]) == 2
     assert expected in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["RUN", "there"]
+
+
+def test_an_option_other_than_the_runs_is_said(made, tmp_path, capsys):
+    other = ["--data.evaluation_batch_size", "7"]
+    assert main(["export", str(made("conv")), "--out", str(tmp_path / "out"), *other]) == 0
+    assert "not as in the run: data.evaluation_batch_size" in capsys.readouterr().err
+
+
+def test_help_names_no_option_that_is_refused(capsys):
+    assert main(["export", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "--data.KEY" in said
+    assert "--device" not in said
 
 
 def test_a_run_without_a_checkpoint(made, tmp_path, capsys):

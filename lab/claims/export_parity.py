@@ -26,8 +26,7 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # before the librarie
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from ssl_weighting.app.checkpoints import find_checkpoint, open_checkpoint  # noqa: E402
-from ssl_weighting.app.evaluate import Asked, Chosen, choose  # noqa: E402
+from ssl_weighting.app.evaluate import Asked, Chosen, choose, opened  # noqa: E402
 from ssl_weighting.app.portable.formats import FILES, need_onnx  # noqa: E402
 from ssl_weighting.app.portable.model import PortableModel  # noqa: E402
 from ssl_weighting.app.portable.writing import write_folder  # noqa: E402
@@ -69,9 +68,10 @@ def in_one_thread() -> None:
 
 def row(run: str, file_format: str, count: int, rounds: int) -> list[str]:
     """A row of the table, under :data:`HEADER`."""
-    own = choose(Asked(run, {"device": "cpu"}, []))
+    asked = Asked(run, {"device": "cpu"}, [])
+    saved = opened(asked)
+    own = choose(asked, saved)
     examples = examples_of(own, count)
-    saved = open_checkpoint(find_checkpoint(run), f"RUN={run}")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, "model")
         folder.mkdir()

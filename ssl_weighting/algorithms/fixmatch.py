@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ssl_weighting.algorithms.base import Context, Labeled, Show, Unlabeled, update_rates
+from ssl_weighting.algorithms.base import Context, Labeled, Unlabeled
 from ssl_weighting.algorithms.selection import FixedThreshold, WeakToStrong, weak_strong_terms
 from ssl_weighting.protocols import Model
 from ssl_weighting.terms import LossTerm
@@ -37,7 +37,3 @@ class FixMatch(WeakToStrong):
         outputs = model.joint(labeled.inputs, *unlabeled.views.values(), constant=(1,))
         mask = self.selection.select(outputs[1].probabilities())
         return weak_strong_terms(outputs, labeled, unlabeled, mask, self.coefficient)
-
-    def after_step(self, show: Show, context: Context) -> None:
-        """See :meth:`Algorithm.after_step`."""
-        update_rates(self.strong, show, context)

@@ -12,11 +12,9 @@ from ssl_weighting import checks
 from ssl_weighting.algorithms.base import (
     Context,
     Labeled,
-    Show,
     Unlabeled,
     supervised_term,
     unlabeled_term,
-    update_rates,
 )
 from ssl_weighting.algorithms.one_vs_all import HEAD, supervised_pairs_term, yes
 from ssl_weighting.algorithms.selection import FixedThreshold, WeakToStrong, aligned
@@ -126,7 +124,3 @@ class IOMatch(WeakToStrong):
     def own_scores(self, model: Model, inputs: Inputs) -> Tensor:
         """One less the open head's probability of the unknown class."""
         return 1 - model(inputs, head=OPEN).probabilities()[:, -1]
-
-    def after_step(self, show: Show, context: Context) -> None:
-        """See :meth:`Algorithm.after_step`."""
-        update_rates(self.strong, show, context)

@@ -11,11 +11,9 @@ from ssl_weighting import checks
 from ssl_weighting.algorithms.base import (
     Context,
     Labeled,
-    Show,
     Unlabeled,
     supervised_term,
     unlabeled_term,
-    update_rates,
 )
 from ssl_weighting.algorithms.one_vs_all import (
     HEAD,
@@ -87,15 +85,14 @@ class OpenMatch(WeakToStrong):
         self, model: Model, labeled: Labeled, unlabeled: Unlabeled, context: Context
     ) -> list[LossTerm]:
         """See :meth:`Algorithm.loss_terms`."""
-        outputs = model.joint(labeled.inputs, *unlabeled.views.values(), further=(HEAD,))
-        known, weak, _, strong = outputs
+        known, weak, other, strong = model.joint(labeled.inputs, *unlabeled.views.values(), further=(HEAD,))
         inlier = (own_probability(weak) > 0.5).to(labeled.target.dtype)
         mask = inlier * self.selection.select(weak.probabilities()) * len(inlier) / inlier.sum().clamp(min=1)
         scale = self.coefficient if context.past(self.warmup) else 0.0
         return [
             supervised_term(known, labeled.target),
             supervised_pairs_term(known.of(HEAD), labeled.target),
-            *self._pair_terms(outputs[1].of(HEAD), outputs[2].of(HEAD), unlabeled.row),
+            *self._pair_terms(weak.of(HEAD), other.of(HEAD), unlabeled.row),
             hard_label_term("consistency", weak, strong, unlabeled, mask, scale),
         ]
 
@@ -122,10 +119,6 @@ class OpenMatch(WeakToStrong):
     def own_scores(self, model: Model, inputs: Inputs) -> Tensor:
         """o_ŷ: the one-vs-all head's probability of the class that the classifier takes an example for."""
         return own_probability(model(inputs, further=(HEAD,)))
-
-    def after_step(self, show: Show, context: Context) -> None:
-        """See :meth:`Algorithm.after_step`."""
-        update_rates(self.strong, show, context)
 
 
 def own_probability(output: Forward) -> Tensor:

@@ -14,11 +14,14 @@ from torch import Tensor, nn
 from ssl_weighting import checks
 from ssl_weighting.algorithms.base import (
     Algorithm,
+    Context,
     Labeled,
+    Show,
     Unlabeled,
     one_hot_like,
     supervised_term,
     unlabeled_term,
+    update_rates,
 )
 from ssl_weighting.augment import Cutout, RandAugment
 from ssl_weighting.distributed import all_processes
@@ -266,6 +269,10 @@ class WeakToStrong(Algorithm):
         self.coefficient = checks.coefficient("model.algorithm.coefficient", coefficient)
         steps, self.strong = strong_steps(strong)
         self.views = {"weak": ("weak",), "strong": ("weak", *steps)}
+
+    def after_step(self, show: Show, context: Context) -> None:
+        """A CTAugment among the strong augmentations learns its rates."""
+        update_rates(self.strong, show, context)
 
 
 def weak_strong_terms(

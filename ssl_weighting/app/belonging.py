@@ -14,6 +14,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from ssl_weighting.algorithms.graph import nearest, neighbour_graph, sample_of, spread_mass
+from ssl_weighting.app.checkpoints import below
 from ssl_weighting.app.heads import Axes
 from ssl_weighting.errors import UserError
 from ssl_weighting.files import whole_file
@@ -74,17 +75,17 @@ class _Score:
         means: (C, D), of the labelled examples of each class, of unit length.
         values: (n, 4), the scores of the examples that it was fitted on, before they are averaged over neighbours.
         scale: (2, 4), means and deviations of their averages over the pool.
-        direction: (d,), of the linear score learned from the surest; ``None`` before it is.
+        direction: (d,), of the linear score learned from the surest; 0 before it is.
         learned: (n,), that score.
-        learned_scale: (2,), mean and deviation of its average over the pool.
+        learned_scale: (2,), mean and deviation of its average over the pool; 0 and 1 before it is learned.
     """
 
     means: np.ndarray
     values: np.ndarray
     scale: np.ndarray
-    direction: np.ndarray | None = None
-    learned: np.ndarray | None = None
-    learned_scale: np.ndarray | None = None
+    direction: np.ndarray
+    learned: np.ndarray
+    learned_scale: np.ndarray
 
     @classmethod
     def fit(
@@ -114,7 +115,9 @@ class _Score:
                 seen.axes @ _direction(seen.axes, rows, others),
             )
         )
-        score = cls(means, values, np.stack(scale_of(_parts(seen, means, values)[pool])))
+        scale = np.stack(scale_of(_parts(seen, means, values)[pool]))
+        none = np.zeros(seen.axes.shape[1], np.float32), np.zeros(len(values)), np.array([0.0, 1.0])
+        score = cls(means, values, scale, *none)
         if share is None:
             return score
         order = pool[np.argsort(score(seen)[pool])]
@@ -129,10 +132,8 @@ class _Score:
         """(n,) scores."""
         mean, deviation = self.scale
         score = ((_parts(seen, self.means, self.values) - mean) / deviation).mean(1)
-        if self.direction is not None and self.learned is not None and self.learned_scale is not None:
-            mean, deviation = self.learned_scale
-            score += (_averaged(seen, self.direction, self.learned) - mean) / deviation
-        return np.asarray(score)
+        mean, deviation = self.learned_scale
+        return np.asarray(score + (_averaged(seen, self.direction, self.learned) - mean) / deviation)
 
 
 def _parts(seen: _Seen, means: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -271,9 +272,9 @@ class Belonging:
             found._mean, found._deviation = arrays["mean"], arrays["deviation"]
             found._axes, found._plain = arrays["axes"], torch.from_numpy(arrays["plain"]).float()
             found._scale, found._line = arrays["scale"], arrays["line"]
-            narrow = _below(arrays, "narrow.")
+            narrow = below(arrays, "narrow.")
             found._narrow = Axes(**narrow) if narrow else None
-            found._score = _Score(**_below(arrays, "score."))
+            found._score = _Score(**below(arrays, "score."))
         except (SafetensorError, OSError, KeyError, TypeError) as error:
             raise UserError(
                 f"{path}: is no whole file ({type(error).__name__}); ssl-weighting resume "
@@ -344,11 +345,7 @@ def _shrunk_root(standardised: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _prefixed(prefix: str, arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    return {prefix + name: np.asarray(array) for name, array in arrays.items() if array is not None}
-
-
-def _below(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+    return {prefix + name: np.asarray(array) for name, array in arrays.items()}
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import yaml
@@ -16,6 +16,7 @@ from ssl_weighting.app.runs import BELONGING, find_run
 from ssl_weighting.errors import UserError, named
 from ssl_weighting.files import home_path, whole_file
 
+T = TypeVar("T")
 KEY = "ssl_weighting"
 """What a checkpoint holds of ours, besides Lightning's."""
 
@@ -118,6 +119,11 @@ def open_checkpoint(path: Path, given: str) -> Saved:
     if not isinstance(content, dict) or KEY not in content:
         raise UserError(f"{given}: {path} was not written by this program; give the folder of a run")
     return Saved(path, content)
+
+
+def below(state: Mapping[str, T], prefix: str) -> dict[str, T]:
+    """What has names that begin with a prefix, by the rest of their names."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def write_handed_over(path: Path, kept: dict[str, Any]) -> None:

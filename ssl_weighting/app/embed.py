@@ -12,7 +12,7 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from ssl_weighting.app.evaluate import Chosen, choose, read_command
+from ssl_weighting.app.evaluate import Chosen, choose, opened, read_command
 from ssl_weighting.app.predictions import check_out, moved_beside
 from ssl_weighting.files import home_path, whole_file
 
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
     out = home_path(asked.own["out"]) if "out" in asked.own else None
     if out is not None:
         check_out(out, (".parquet",))
-    chosen = choose(asked)
+    chosen = choose(asked, opened(asked))
     if out is None:
         path = chosen.beside / f"embeddings-{chosen.name}.parquet"
         fresh = path.with_name(f".new-{path.name}")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -39,10 +39,12 @@ usage: ssl-weighting validate RUN
 
 The error of a run's model on its validation examples.""",
 }
-MORE = """
+RUN = """
 
-  RUN              a run's folder, a folder that holds one run, or a checkpoint file
-  --device NAME    where to compute, such as cpu or cuda:1 (default: a GPU, if there is one)
+  RUN              a run's folder, a folder that holds one run, or a checkpoint file"""
+DEVICE = """
+  --device NAME    where to compute, such as cpu or cuda:1 (default: a GPU, if there is one)"""
+MORE = """
   --data.KEY VALUE, --model.KEY VALUE    an option other than the run's, such as --data.root of data that were moved"""
 
 
@@ -111,8 +113,9 @@ def predict(argv: list[str]) -> int:
     out = home_path(asked.own["out"]) if "out" in asked.own else None
     if out is not None:
         check_out(out)
-    reject = _reject(asked)
-    chosen = choose(asked)
+    saved = opened(asked)
+    reject = _reject(asked, saved)
+    chosen = choose(asked, saved)
     probabilities, own = chosen.model.of_part_with_own(chosen.part)
     names, classes = chosen.names(slice(None)), chosen.model.class_names
     table = predictions_table(chosen.index, names, chosen.rows, probabilities, classes, own, reject)
@@ -124,7 +127,7 @@ def predict(argv: list[str]) -> int:
     return 0
 
 
-def _reject(asked: Asked) -> float:
+def _reject(asked: Asked, saved: Saved) -> float:
     """The least ``own_probability`` that gets a class; 0 if nothing is to be rejected."""
     given = asked.own.get("reject")
     if given is None:
@@ -133,9 +136,7 @@ def _reject(asked: Asked) -> float:
         reject = float(given)
     except ValueError:
         raise UserError(f"--reject {given}: is no number; give --reject 0.5") from None
-    check_reject(
-        reject, "--reject", open_checkpoint(find_checkpoint(asked.run), f"RUN={asked.run}").belonging
-    )
+    check_reject(reject, "--reject", saved.belonging)
     return reject
 
 
@@ -146,13 +147,21 @@ def _rejected(own: np.ndarray | None, reject: float) -> str:
     return f", {(own < reject).sum()} rejected: their {OWN} is below {reject:g}"
 
 
-def choose(asked: Asked) -> Chosen:
+def opened(asked: Asked) -> Saved:
+    """The checkpoint of the run that was asked for.
+
+    Raises:
+        UserError: If there is none, or it is damaged.
+    """
+    return open_checkpoint(find_checkpoint(asked.run), f"RUN={asked.run}")
+
+
+def choose(asked: Asked, saved: Saved) -> Chosen:
     """The model of a run, and what ``--on`` names: a list of the run's, or new examples.
 
     Raises:
-        UserError: If there is no such run, list or folder.
+        UserError: If there is no such list or folder.
     """
-    saved = open_checkpoint(find_checkpoint(asked.run), f"RUN={asked.run}")
     beside = saved.run or saved.path.resolve().parent
     on = asked.own.get("on") or ("test" if saved.own["memory"]["has_test"] else "unlabeled")
     if on in SETS:
@@ -183,7 +192,7 @@ def _error(command: str, argv: list[str], part: str, name: str) -> int:
     asked = read_command(command, HELP[command], argv, ("device",))
     if asked is None:
         return 0
-    model = _prepared(open_checkpoint(find_checkpoint(asked.run), f"RUN={asked.run}"), asked, part)
+    model = _prepared(opened(asked), asked, part)
     labels = model.data.sets[part].labels
     if not len(labels):
         raise UserError(
@@ -198,8 +207,7 @@ def _prepared(saved: Saved, asked: Asked, part: str | None) -> TrainedModel:
     """The model, and its data where a list of them is asked for; says what is not as in the run."""
     with_training_data = part in ("unlabeled", "validation")
     model, changes = restored(saved, asked.overrides, with_training_data, asked.own.get("device"))
-    if changes:
-        print(f"not as in the run: {summarised(changes)}", file=sys.stderr)
+    say_changes(changes)
     if part is None:
         return model
     data, own = model.data, saved.own
@@ -222,6 +230,12 @@ def _prepared(saved: Saved, asked: Asked, part: str | None) -> TrainedModel:
     return model
 
 
+def say_changes(changes: Mapping[str, tuple[Any, Any]]) -> None:
+    """Say which options are not those of the run: old value, new value."""
+    if changes:
+        print(f"not as in the run: {summarised(changes)}", file=sys.stderr)
+
+
 def read_command(command: str, usage: str, argv: Sequence[str], own: Sequence[str]) -> Asked | None:
     """Read the command line; ``None`` if help was asked for and given.
 
@@ -235,7 +249,7 @@ def read_command(command: str, usage: str, argv: Sequence[str], own: Sequence[st
         UserError: If it is not understood; says what to type.
     """
     if not argv or any(word in ("-h", "--help") for word in argv):
-        print(usage + MORE)
+        print(usage + RUN + (DEVICE if "device" in own else "") + MORE)
         return None
     runs: list[str] = []
     options: dict[str, str] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from ssl_weighting.app.baseline import hand_over
 from ssl_weighting.app.belonging import Belonging
-from ssl_weighting.app.checkpoints import Saved, find_checkpoint, open_checkpoint
+from ssl_weighting.app.checkpoints import Saved, below, find_checkpoint, open_checkpoint
 from ssl_weighting.app.configurations import differences, share_encoder_name
 from ssl_weighting.app.parser import Parser
 from ssl_weighting.app.runs import BELONGING
@@ -320,7 +320,7 @@ def _resolved(
 
 def _load_average(module: SSLModule, saved: Saved) -> None:
     """Give the module the averaged θ of a checkpoint, in the precision that it was trained in."""
-    state, encoder = (_below(saved.content["state_dict"], part) for part in ("ema.", "encoder."))
+    state, encoder = (below(saved.content["state_dict"], part) for part in ("ema.", "encoder."))
     floating = [value.dtype for value in state.values() if value.is_floating_point()]
     module.to(floating[0])
     try:
@@ -334,7 +334,3 @@ def _load_average(module: SSLModule, saved: Saved) -> None:
             f"model.backbone={type(module.model.backbone).__name__}: does not fit the checkpoint {saved.path} "
             f"({' '.join(str(error).split())[:160]}); leave --model and --data out"
         ) from None
-
-
-def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

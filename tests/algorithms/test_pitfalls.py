@@ -171,7 +171,7 @@ def test_vat_finds_the_direction_in_low_precision(case):
 
 def test_ctaugment_learns_from_probes_by_the_averaged_weights(case):
     """Ren et al.'s step never updates the rates: their augmentation stays uniform."""
-    for method in (FixMatch(strong=[CTAugment()]), ReMixMatch()):
+    for method in (FixMatch(strong=[CTAugment()]), FlexMatch(strong=[CTAugment()]), ReMixMatch()):
         c = case(method, size=32)
         (augmentation,) = method.strong
         c.ema.float()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from pathlib import Path
 
-from ssl_weighting.app.checkpoints import find_checkpoint, open_checkpoint
-from ssl_weighting.app.evaluate import read_command
+from ssl_weighting.app.evaluate import opened, read_command, say_changes
 from ssl_weighting.app.names import suggestion
 from ssl_weighting.app.portable.formats import FILES, need_onnx
 from ssl_weighting.app.portable.writing import write_folder
@@ -45,8 +45,9 @@ def main(argv: list[str]) -> int:
     out = _new(home_path(asked.own["out"]), asked.own["out"])
     if file_format == "onnx":
         need_onnx("onnx", "onnxscript", "onnxruntime")
-    saved = open_checkpoint(find_checkpoint(asked.run), f"RUN={asked.run}")
-    model, _ = restored(saved, asked.overrides, device="cpu")
+    saved = opened(asked)
+    model, changes = restored(saved, asked.overrides, device="cpu")
+    say_changes(changes)
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -65,6 +66,8 @@ def main(argv: list[str]) -> int:
     print(
         f"{out}: {file_format}, {size / 1e6:.1f} MB; probabilities differ from the run's by {difference:.0e} at most"
     )
+    if saved.belonging is not None:
+        print(f"own_probability stays with the run: ssl-weighting predict {shlex.quote(asked.run)} gives it")
     return 0
 
 
