@@ -295,7 +295,7 @@ def test_the_readme_tells_of_the_run(made, tmp_path):
     assert "The run's record was not beside the checkpoint" in (tmp_path / "alone" / "README.md").read_text()
 
 
-def test_what_stays_with_the_run_is_said(made, tmp_path, capsys):
+def test_what_stays_with_the_run_is_said(made, in_home, tmp_path, capsys):
     assert export(made("frozen, resized, mixed"), tmp_path / "out") == 0
     assert "own_probability stays with the run: ssl-weighting predict " in capsys.readouterr().out
 
