@@ -368,7 +368,7 @@ def test_other_commands_say_what_it_is(made, tmp_path, capsys):
 
 
 def test_code_of_ones_own_is_kept_as_a_graph_alone(made, tmp_path, monkeypatch, capsys):
-    (tmp_path / "my_net.py").write_text(
+    (tmp_path / "net_to_export.py").write_text(
         "from torch import nn\n\n\nclass Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
         "        self.body, self.fc = nn.Conv2d(1, 6, 3), nn.Linear(6, 5)\n\n"
         "    def forward(self, x):\n        return self.fc(self.body(x).relu().mean((2, 3)))\n"
@@ -380,7 +380,7 @@ def test_code_of_ones_own_is_kept_as_a_graph_alone(made, tmp_path, monkeypatch, 
         "--model.backbone",
         "ModuleBackbone",
         "--model.backbone.module",
-        "my_net.Net",
+        "net_to_export.Net",
         "--runs",
         "runs",
     ]
